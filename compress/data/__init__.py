@@ -1,0 +1,1 @@
+"""Data: documents to packed token sequences."""

@@ -1,0 +1,1 @@
+"""Distillation: one chunked loss core, divergences, features, routing."""

@@ -1,0 +1,1 @@
+"""Export: plan, gate, writers, verification."""

@@ -1,0 +1,209 @@
+"""The Lightning side of a compression run: student and teacher in, one summed loss out.
+
+`CompressionMixin` joins the losses of compression callbacks in any `LightningModule`;
+`CompressionModule` is the ready one for Hugging Face models.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from compress.contract import Batch, LogitTerm, LossSource, Step, Teacher, Trace, union_of_wants
+from compress.distill.chunked import head_losses
+from compress.distill.terms import LabelLoss
+from compress.errors import BadInput
+from compress.models import check_head_split, trace_causal_lm, trace_classifier
+from compress.schedule import warmup_cosine
+from compress.transforms import InputTransform, WeightTransform
+
+TRACERS: Mapping[str, Callable[[nn.Module, Batch], Trace]] = {
+    "causal_lm": trace_causal_lm,
+    "classification": trace_classifier,
+}
+
+
+class CompressionMixin:
+    """For your own `LightningModule`: own `self.student`, call `compression_loss` in the step.
+
+    ```python
+    class Mine(CompressionMixin, L.LightningModule):
+        def __init__(self, student, teacher=None):
+            super().__init__()
+            self.student, self.teacher = student, teacher
+
+        def training_step(self, batch, batch_idx):
+            return self.compression_loss(batch, trace_causal_lm(self.student, batch))
+    ```
+    """
+
+    student: nn.Module
+    teacher: Teacher | None = None
+    label_weight: float = 1.0
+    trainer: Any
+    log: Any
+
+    def compression_loss(self, batch: Batch, student: Trace) -> Tensor:
+        """The sum of the label loss and of every compression callback's terms; logs each.
+
+        Raises:
+            BadInput: two callbacks use one name for a term.
+        """
+        step = self.compression_step(batch, student)
+        tensors, logit_terms = self._collect_terms(step)
+        total, values = head_losses(step, logit_terms)
+        for name, value in tensors.items():
+            total, values[name] = total + value, value.detach()
+        for name, value in values.items():
+            self.log(f"train/{name}", value, on_step=True, prog_bar=True)
+        self.log("train/loss", total.detach(), on_step=True)
+        return total
+
+    def compression_step(self, batch: Batch, student: Trace) -> Step:
+        """The step that callbacks are shown; its count is the mean over ranks."""
+        want = union_of_wants(self._sources())
+        step = Step(
+            batch=batch, student=student, teacher=self.teacher, want=want,
+            number=self.trainer.global_step,
+        )  # fmt: skip
+        if self.trainer.world_size > 1:
+            # DDP averages gradients over ranks: dividing by the mean count makes the sum exact
+            count = torch.tensor(float(step.rows_N.numel()), device=student.hidden_BLH.device)
+            step._count = self.trainer.strategy.reduce(count, reduce_op="mean").clamp(min=1.0)
+        return step
+
+    def _sources(self) -> list[LossSource]:
+        return [c for c in self.trainer.callbacks if isinstance(c, LossSource)]
+
+    def _collect_terms(self, step: Step) -> tuple[dict[str, Tensor], dict[str, LogitTerm]]:
+        tensors: dict[str, Tensor] = {}
+        logit_terms: dict[str, LogitTerm] = {"labels": LabelLoss(weight=self.label_weight)}
+        for source in self._sources():
+            for name, term in source.losses(step):
+                if name in tensors or name in logit_terms:
+                    raise BadInput(f"two loss terms are called {name!r}; give one callback a name=")
+                if isinstance(term, Tensor):
+                    tensors[name] = term
+                else:
+                    logit_terms[name] = term
+        return tensors, logit_terms
+
+
+class CompressionModule(CompressionMixin, L.LightningModule):
+    """Trains a student under any set of compression callbacks.
+
+    Args:
+        student: a Hugging Face model; transforms are attached to it by callbacks in `setup`.
+        teacher: answers `signal(batch, want)`; None where no callback needs one. It is no
+            submodule: not in the checkpoint, the optimizer or DDP's buckets.
+        task: `causal_lm` (next-token labels) or `classification` (one label a sequence).
+        learning_rate: peak of AdamW (Loshchilov & Hutter 2019).
+        weight_decay: on matrices alone; 0.0 is off.
+        warmup_steps: optimizer steps to the peak; then half a cosine to `final_share` of it.
+        final_share: learning rate at the last step over the peak; 1.0 keeps it constant.
+        label_weight: weight of the label loss; 0.0 learns from the callbacks' terms alone.
+        beta2: decay of AdamW's second moment.
+        compile: `torch.compile` the student before the first step.
+
+    Raises:
+        BadInput: the task is unknown, or student and teacher disagree about the vocabulary.
+        UnsupportedModel: the model's logits are not its head on its last hidden states.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: Teacher | None = None,
+        task: str = "causal_lm",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.1,
+        warmup_steps: int = 20,
+        final_share: float = 0.1,
+        label_weight: float = 1.0,
+        beta2: float = 0.95,
+        compile: bool = False,
+    ) -> None:
+        """Keeps the settings; nothing is attached yet."""
+        super().__init__()
+        if task not in TRACERS:
+            raise BadInput(f"task={task!r} is unknown; use one of {sorted(TRACERS)}")
+        if task == "causal_lm":
+            check_head_split(student)
+        self.student, self.teacher, self.label_weight = student, teacher, label_weight
+        self.run_tracer = TRACERS[task]
+        self.learning_rate, self.weight_decay, self.beta2 = learning_rate, weight_decay, beta2
+        self.warmup_steps, self.final_share, self.compile_student = (
+            warmup_steps, final_share, compile,
+        )  # fmt: skip
+        self.student.train()  # from_pretrained answers in eval mode
+
+    def on_fit_start(self) -> None:
+        """Compile last: a hook added after the first compiled call never fires."""
+        if self.compile_student:
+            self.student.compile()
+            for layer in self.student.children():
+                layer.compile()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The summed loss of one micro-batch."""
+        return self.compression_loss(batch, self.run_tracer(self.student, batch))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Label loss alone (nats a token), so that all runs are compared by one measure."""
+        step = self.compression_step(batch, self.run_tracer(self.student, batch))
+        loss, _ = head_losses(step, {"labels": LabelLoss(weight=1.0)})
+        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=step.rows_N.numel())
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW: decayed matrices, undecayed vectors, and each transform's own parameters."""
+        groups = list(parameter_groups(self, self.learning_rate, self.weight_decay))
+        # fused on every device: one pass over the parameters instead of a dozen
+        optimizer = torch.optim.AdamW(
+            groups, lr=self.learning_rate, betas=(0.9, self.beta2), fused=True
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+
+        def factor(step: int) -> float:
+            return warmup_cosine(
+                step, warmup=self.warmup_steps, total=total, floor=self.final_share
+            )
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Random states go along, so that a resumed run draws what this one would have drawn."""
+        checkpoint["compress_random"] = {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the random states."""
+        random = checkpoint.get("compress_random", {})
+        if "torch" in random:
+            torch.set_rng_state(random["torch"])
+        if random.get("cuda") and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(random["cuda"])
+
+
+def parameter_groups(
+    module: nn.Module, learning_rate: float, weight_decay: float
+) -> Iterator[dict[str, Any]]:
+    """Optimizer groups: matrices decay, vectors do not, transforms learn at a rate of their own."""
+    own: dict[float, list[nn.Parameter]] = {}
+    for part in module.modules():
+        if isinstance(part, WeightTransform | InputTransform):
+            own.setdefault(part.learning_rate_scale, []).extend(part.parameters())
+    taken = {id(p) for parameters in own.values() for p in parameters}
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
+    yield {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay}
+    yield {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0}
+    for scale, parameters in own.items():
+        learned = [p for p in parameters if p.requires_grad]
+        if learned:
+            yield {"params": learned, "lr": learning_rate * scale, "weight_decay": 0.0}

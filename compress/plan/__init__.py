@@ -1,0 +1,1 @@
+"""Planning: memory and hardware sizing."""

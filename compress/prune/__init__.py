@@ -1,0 +1,1 @@
+"""Structured pruning: importance and physical shrinking."""

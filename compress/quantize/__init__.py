@@ -1,0 +1,1 @@
+"""Quantisation: schemes, fake quantisation, observers, initialisers, sensitivity."""

@@ -1,0 +1,1 @@
+"""Sparsity: thresholds, masks, budgets, growth."""

@@ -1,0 +1,75 @@
+"""Choosing layers by name pattern: the same words in every callback (`include`, `exclude`)."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from compress.errors import BadInput, did_you_mean
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a dotted module name fits one of the shell-style patterns.
+
+    >>> matches("model.layers.3.mlp.down_proj", ["*down_proj"])
+    True
+    """
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def as_patterns(patterns: str | Iterable[str] | None) -> list[str]:
+    """One pattern, several, or none, as a list (`'*a,*b'` is two).
+
+    >>> as_patterns("*q_proj, *k_proj")
+    ['*q_proj', '*k_proj']
+    """
+    if patterns is None:
+        return []
+    listed = patterns.split(",") if isinstance(patterns, str) else patterns
+    return [pattern.strip() for pattern in listed if pattern.strip()]
+
+
+def output_head_name(model: nn.Module) -> str | None:
+    """The dotted name of the output projection to the vocabulary, if the model has one."""
+    get = getattr(model, "get_output_embeddings", None)
+    head = get() if get else None
+    return next((n for n, m in model.named_modules() if m is head), None) if head else None
+
+
+def choose_layers(
+    model: nn.Module,
+    *,
+    include: str | Iterable[str] = "*",
+    exclude: str | Iterable[str] | None = None,
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear,),
+    with_head: bool = False,
+) -> dict[str, nn.Module]:
+    """The layers of these kinds whose names fit `include` and not `exclude`, in model order.
+
+    Args:
+        model: where to look.
+        include: pattern(s); `"*"` takes every layer of the kind.
+        exclude: pattern(s) taken out again.
+        kinds: layer classes (subclasses count).
+        with_head: whether the output head may be chosen; off, as every runtime expects.
+
+    Raises:
+        BadInput: a pattern fits no layer of these kinds (a typing error would pass unseen).
+    """
+    head = output_head_name(model)
+    named = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, kinds) and (with_head or name != head)
+    }
+    wanted, unwanted = as_patterns(include), as_patterns(exclude)
+    _refuse_idle(wanted + unwanted, [*named, *([head] if head else [])])
+    return {n: m for n, m in named.items() if matches(n, wanted) and not matches(n, unwanted)}
+
+
+def _refuse_idle(patterns: list[str], names: list[str]) -> None:
+    idle = [p for p in patterns if not any(matches(name, [p]) for name in names)]
+    if idle:
+        listed = ", ".join(repr(p) for p in idle)
+        hint = did_you_mean(idle[0], sorted({f"*{n.rpartition('.')[2]}" for n in names}))
+        raise BadInput(f"no layer has a name that fits {listed}.{hint} Layers: {names[:8]} ...")

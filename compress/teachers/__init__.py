@@ -1,0 +1,1 @@
+"""Teachers: local, cached, sharded and served, behind one interface."""

@@ -1,0 +1,1 @@
+"""What the programs share: configuration, run folders, tables, reports."""
