@@ -1,1 +1,1 @@
-"""Teachers: local, cached, sharded and served, behind one interface."""
+"""Teachers: local, sharded (DeepSpeed ZeRO-3), cached on disk, served; one interface."""
