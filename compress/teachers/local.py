@@ -5,6 +5,7 @@ Teachers that are sharded, cached on disk or served elsewhere have files of thei
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class LocalTeacher:
             taps_of(self.model).open(want.features)
         # weights in a lower dtype need no autocast; it would only cast them back and forth
         lowered = self.dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast(tokens.device.type, enabled=False) if lowered else _nothing():
+        with torch.autocast(tokens.device.type, enabled=False) if lowered else nullcontext():
             if not self._checked:
                 check_head_split(self.model)
                 self._checked = True
@@ -133,12 +134,12 @@ def load_hf_teacher(
     dtype: str | torch.dtype | None = None,
     trust_remote_code: bool = False,
     task: str = "causal_lm",
-) -> LocalTeacher:
-    """A frozen teacher from a folder or a hub name, safetensors only.
+) -> nn.Module:
+    """A frozen model from a folder or a hub name, safetensors only; give it to a `LocalTeacher`.
 
     Args:
         path: a folder with `config.json` and `*.safetensors`, or a hub name.
-        dtype: as for `LocalTeacher`; None keeps the checkpoint's own.
+        dtype: of its weights in memory; None keeps the checkpoint's own.
         trust_remote_code: run Python that comes with the checkpoint; leave it off.
         task: as for `LocalTeacher`.
 
@@ -155,7 +156,7 @@ def load_hf_teacher(
     if task not in classes:
         raise BadInput(f"task={task!r} is unknown to a teacher; use one of {sorted(classes)}")
     try:
-        model = classes[task].from_pretrained(
+        model: nn.Module = classes[task].from_pretrained(
             path,
             dtype=dtype_of(dtype) or "auto",
             use_safetensors=True,
@@ -163,7 +164,7 @@ def load_hf_teacher(
         )
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot load the teacher {path!r}: {error}") from error
-    return LocalTeacher(model, dtype=dtype, task=task, name_or_path=path)
+    return model.requires_grad_(False).eval()
 
 
 def check_checkpoint(path: str) -> None:
@@ -201,12 +202,6 @@ def _in_hub_cache(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(name, "config.json"), str)
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def check_vocabulary(teacher_tokenizer: Any, student_tokenizer: Any) -> None:
