@@ -1,0 +1,119 @@
+"""The model card (`README.md`) of an export: what it is, how good, how big, how to load it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compress.export.plan import ExportPlan
+from compress.export.schemes import ignored, plan_name
+from compress.export.sparsity import sparsity_manifest, speed_note
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What the exporter cannot read from the model; every field may stay empty.
+
+    Attributes:
+        name: title of the card.
+        base_model: hub name or description of what was compressed.
+        teacher: what it was distilled from.
+        data: what it was trained on.
+        licence: an SPDX name (`apache-2.0`) for the weights; empty says "not stated".
+        language: ISO codes for the hub's index.
+        recipe: the command that made it.
+        quality: name -> number, e.g. `{"loss (nats/token), teacher": 2.91}`.
+        notes: further lines.
+    """
+
+    name: str = ""
+    base_model: str = ""
+    teacher: str = ""
+    data: str = ""
+    licence: str = ""
+    language: tuple[str, ...] = ()
+    recipe: str = ""
+    quality: Mapping[str, float | str | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def model_card(
+    plan: ExportPlan, facts: CardFacts, *, target: str, dtype: str, weight_bytes: int
+) -> str:
+    """The card as Markdown with the hub's YAML header."""
+    title = facts.name or f"{plan.architecture} {plan_name(plan)}"
+    sections = [
+        _header(plan, facts),
+        f"# {title}",
+        _table(_about(plan, facts, dtype=dtype, weight_bytes=weight_bytes)),
+        _quality(facts),
+        _sparsity(plan),
+        _loading(target),
+        "\n".join(facts.notes),
+        f"Made by:\n```\n{facts.recipe}\n```" if facts.recipe else "",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _header(plan: ExportPlan, facts: CardFacts) -> str:
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    if facts.licence:
+        lines.append(f"license: {facts.licence}")
+    if facts.language:
+        lines += ["language:", *(f"- {code}" for code in facts.language)]
+    # the hub resolves base_model, so a description or a folder of one's own does not belong here
+    if facts.base_model.count("/") == 1 and not facts.base_model.startswith((".", "/", "~")):
+        lines += [f"base_model: {facts.base_model}", "base_model_relation: quantized"]
+    lines += ["tags:", "- compressed-tensors" if plan.quantized else "- dense", "---"]
+    return "\n".join(lines)
+
+
+def _about(plan: ExportPlan, facts: CardFacts, *, dtype: str, weight_bytes: int) -> dict[str, Any]:
+    dense = ignored(plan)
+    return {
+        "Base model": facts.base_model or "not stated",
+        "Teacher": facts.teacher,
+        "Data": facts.data or "not stated",
+        "Scheme": plan_name(plan),
+        "Quantised layers": f"{len(plan.quantized)} of {len(plan.linears)} linear layers",
+        "Left dense": ", ".join(dense) if 0 < len(dense) <= 4 else f"{len(dense)} layers",
+        "Dtype of the rest": dtype,
+        "Weights": f"{weight_bytes:,} bytes",
+        "Licence": facts.licence or "not stated",
+    }
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items() if v)])
+
+
+def _quality(facts: CardFacts) -> str:
+    if not facts.quality:
+        return ""
+    rows = {k: _number(v) for k, v in facts.quality.items() if v is not None}
+    return "## Quality\n\n" + _table(rows)
+
+
+def _number(value: float | str | None) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _sparsity(plan: ExportPlan) -> str:
+    manifest = sparsity_manifest(plan)
+    if manifest is None:
+        return ""
+    share = f"{manifest['pattern']}, density {manifest['density']:.3f} in {len(plan.sparse)} layers"
+    return f"## Sparsity\n\n{share} (`sparsity.json`). {speed_note(plan)}"
+
+
+def _loading(target: str) -> str:
+    transformers = (
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        'model = AutoModelForCausalLM.from_pretrained("PATH")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```'
+    )
+    vllm = (
+        '```python\nfrom vllm import LLM\nllm = LLM("PATH")\n'
+        'print(llm.generate("Once upon a time")[0].outputs[0].text)\n```'
+    )
+    parts = [vllm, transformers] if target == "vllm" else [transformers]
+    return "\n\n".join(["## Loading", *(vllm if target == "modelopt" else p for p in parts)])

@@ -1,0 +1,147 @@
+"""The one call that exports: gate, write beside, verify, rename into place."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import BadInput
+from compress.export.card import CardFacts, model_card
+from compress.export.folder import replaced_folder
+from compress.export.gate import Purpose, gate
+from compress.export.plan import ExportPlan, collect_plan
+from compress.export.verify import Verification, verify
+from compress.export.vllm import write_compressed_tensors
+
+Writer = Callable[..., list[Path]]
+WRITERS: Mapping[str, Writer] = {
+    "vllm": write_compressed_tensors,
+    "transformers": write_compressed_tensors,
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """A checkpoint that stands under its final name and equals the trained model.
+
+    `bytes` counts the weight files; `notes` are the gate's.
+    """
+
+    target: str
+    scheme: str
+    path: Path
+    bytes: int
+    dtype: str
+    verification: Verification
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verified(self) -> bool:
+        """True: a result is made only after the comparison held."""
+        return True
+
+    def entry(self, *, relative_to: Path | None = None) -> dict[str, Any]:
+        """The entry of `exports` in `report.json`."""
+        path = self.path
+        if relative_to is not None and path.is_relative_to(relative_to.absolute()):
+            path = path.relative_to(relative_to.absolute())
+        return {
+            "target": self.target,
+            "scheme": self.scheme,
+            "path": str(path),
+            "bytes": self.bytes,
+            "dtype": self.dtype,
+            "verified": self.verified,
+            "max_abs_logit_diff": self.verification.max_abs_logit_diff,
+            "codes_equal": self.verification.codes_equal,
+            "scales_equal": self.verification.scales_equal,
+            "zeros_equal": self.verification.zeros_equal,
+        }
+
+
+def export(
+    student: nn.Module,
+    *,
+    target: str,
+    path: str | Path,
+    tokenizer: Any = None,
+    example_batch: Mapping[str, Tensor] | None = None,
+    card: CardFacts | None = None,
+    dtype: torch.dtype | str | None = None,
+    purpose: Purpose = "size",
+) -> ExportResult:
+    """Write `student` for `target` to the folder `path`, compare it, then put it in place.
+
+    Args:
+        student: a Hugging Face model with its transforms attached; left as it was.
+        target: `vllm`, `transformers` or `modelopt`.
+        path: the final folder; an existing one is replaced only after success.
+        tokenizer: saved along; None leaves the folder without one.
+        example_batch: tokens for the comparison of logits; None draws some.
+        card: what the model card should say.
+        dtype: of what is not quantised; None takes the student's own.
+        purpose: see `gate`.
+
+    Raises:
+        UnsupportedScheme: the target cannot serve the plan.
+        ExportMismatch: the file is not what was trained; `path` is as it was before.
+        BadInput: `path` cannot be written.
+    """
+    plan = collect_plan(student)
+    verdict = gate(plan, target=target, purpose=purpose)
+    chosen = export_dtype(student, dtype)
+    with replaced_folder(path) as folder:
+        files = WRITERS[target](student, plan, folder, dtype=chosen)
+        size = sum(file.stat().st_size for file in files)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(folder))
+        _write_card(plan, card, folder, target=target, dtype=chosen, size=size)
+        checked = verify(
+            student, folder, plan=plan, target=target, dtype=chosen, example_batch=example_batch
+        )
+    return ExportResult(
+        target=target,
+        scheme=verdict.scheme,
+        path=Path(path).absolute(),
+        bytes=size,
+        dtype=_word(chosen),
+        verification=checked,
+        notes=verdict.notes,
+    )
+
+
+def _write_card(
+    plan: ExportPlan,
+    card: CardFacts | None,
+    folder: Path,
+    *,
+    target: str,
+    dtype: torch.dtype,
+    size: int,
+) -> None:
+    text = model_card(
+        plan, card or CardFacts(), target=target, dtype=_word(dtype), weight_bytes=size
+    )
+    (folder / "README.md").write_text(text)
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def export_dtype(student: nn.Module, dtype: torch.dtype | str | None) -> torch.dtype:
+    """The dtype asked for, else the one that the configuration or the weights name.
+
+    Raises:
+        BadInput: no floating dtype of that name.
+    """
+    chosen = dtype or getattr(student.config, "dtype", None) or next(student.parameters()).dtype
+    if isinstance(chosen, str):
+        chosen = DTYPES.get(chosen.removeprefix("torch."))
+    if not isinstance(chosen, torch.dtype) or chosen not in DTYPES.values():
+        raise BadInput(f"dtype={dtype!r} cannot be exported; use one of {', '.join(DTYPES)}")
+    return chosen
