@@ -1,8 +1,7 @@
-"""Pieces: documents cut so that none is too long to tokenise at once, each with its part's key."""
+"""Cutting text into pieces that can be tokenised at once, and dealing them out to the parts."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,20 +10,6 @@ from compress.errors import BadInput
 
 PIECE_CHARACTERS = 1 << 14
 """Longest piece: bounds the tokenizer's memory, which is some hundred bytes a character."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Text that is tokenised in one go.
-
-    Args:
-        key: decides the part; equal keys share a part.
-        ends: the document ends here, so an end-of-text token follows.
-    """
-
-    text: str
-    key: int
-    ends: bool
 
 
 def stable_key(text: str | bytes, *, seed: int) -> int:
@@ -66,13 +51,6 @@ def _last_gap(text: str, start: int, stop: int) -> int:
         if found >= start:
             return found + 1
     return stop
-
-
-def document_pieces(text: str, *, key: int) -> Iterator[Piece]:
-    """The pieces of one whole document, all in one part."""
-    pieces = list(cut_pieces([text]))
-    for number, piece in enumerate(pieces, start=1):
-        yield Piece(text=piece, key=key, ends=number == len(pieces))
 
 
 def check_shares(validation_share: float, test_share: float) -> None:

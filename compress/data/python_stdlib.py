@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.data.pieces import Piece, document_pieces, stable_key
-from compress.data.prepare import Packing, prepare_text
+from compress.data.packing import packed_source, pieces_of
+from compress.data.pieces import stable_key
+from compress.data.prepare import Settings, prepare
 from compress.data.text_data import TextData
 from compress.errors import BadInput
 
@@ -58,24 +59,24 @@ def python_stdlib(
     Raises:
         BadInput: a root is no folder, or holds too little.
     """
-    packing = Packing(
+    settings = Settings(
         sequence_length=sequence_length, vocab_size=vocab_size,
         validation_share=validation_share, test_share=test_share, seed=seed,
     )  # fmt: skip
-    packing.check()
     folders = _folders(roots)
     files, skipped = _read(folders, frozenset(exclude))
     files = _limit(files, max_bytes, seed)
 
-    def pieces() -> Iterator[Piece]:
+    def rows() -> Iterator[dict[str, Any]]:
         for file in files:
-            yield from document_pieces(file.text, key=stable_key(file.name, seed=seed))
+            yield from pieces_of([file.text], key=stable_key(file.name, seed=seed))
 
     what = "the standard library" if roots is None else ", ".join(f.name for f in folders)
-    return prepare_text(
-        pieces, packing=packing, tokenizer=tokenizer, content=_content(files), skipped=skipped,
-        source=f"Python source files of {what}: {len(files)} files", cache_dir=cache_dir,
-    )  # fmt: skip
+    words = f"Python source files of {what}: {len(files)} files"
+    source = packed_source(
+        rows, content=_content(files), words=words, length=sequence_length, skipped=skipped
+    )
+    return prepare(source, settings=settings, tokenizer=tokenizer, cache_dir=cache_dir)
 
 
 def _folders(roots: str | Sequence[str] | None) -> list[Path]:
