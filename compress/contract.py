@@ -126,14 +126,20 @@ class LogitChunk:
     def __init__(self, *, logits_CV: Tensor, labels_C: Tensor, rows_C: Tensor) -> None:
         """`logits_CV` is fp32; `rows_C` are indices into the flattened (B * L) positions."""
         self.logits_CV, self.labels_C, self.rows_C = logits_CV, labels_C, rows_C
-        self._log_probs: dict[float, Tensor] = {}
+        self._log_probs: dict[tuple[float, int], Tensor] = {}
 
-    def log_probs(self, temperature: float = 1.0) -> Tensor:
-        """log softmax(logits / temperature), (C, V)."""
-        if temperature not in self._log_probs:
-            scaled = self.logits_CV if temperature == 1.0 else self.logits_CV / temperature
-            self._log_probs[temperature] = torch.log_softmax(scaled, dim=-1)
-        return self._log_probs[temperature]
+    def log_probs(self, temperature: float = 1.0, *, size: int | None = None) -> Tensor:
+        """log softmax(logits / temperature), (C, V); `size` keeps that many first tokens only.
+
+        What `size` cuts off takes no share: the rest is normalised anew.
+        """
+        width = self.logits_CV.shape[1] if size is None else size
+        key = (temperature, width)
+        if key not in self._log_probs:
+            logits = self.logits_CV[:, :width]
+            scaled = logits if temperature == 1.0 else logits / temperature
+            self._log_probs[key] = torch.log_softmax(scaled, dim=-1)
+        return self._log_probs[key]
 
 
 class Step:

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from compress.contract import LogitChunk, LogitTerm, Step
 
-CHUNK_ELEMENTS = 1 << 20
-"""Logits held at once by default: 4 MB in fp32, about what a core's cache holds."""
+CHUNK_ELEMENTS = 1 << 22
+"""Logits held at once by default: 16 MB in fp32, the fastest of `benchmarks/distill_loss.py`."""
 
 
 def head_losses(
@@ -22,16 +23,22 @@ def head_losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of logit terms (with gradient), and each weighted term's value (without).
 
-    Sums are divided by `step.count`. Rows without a label are never projected.
+    Sums are divided by `step.count`. Rows without a label are never projected. The matrix
+    products run in the autocast dtype, softmax and sums in fp32. Backward runs once: the
+    gradients are made here, scaled in place there, and given away.
+
+    Args:
+        step: student trace, labels, count.
+        terms: by name; those of weight 0.0 cost nothing and give no value.
+        chunk_elements: logits held at once; small saves memory, large feeds the matrix products.
     """
     active = {name: term for name, term in terms.items() if term.weight != 0.0}
-    hidden_NH = step.student.hidden_BLH.flatten(0, 1)[step.rows_N]
+    hidden_NH = step.student.hidden_BLH.flatten(0, 1).index_select(0, step.rows_N)
     head = step.student.head
     total, values = _ChunkedHead.apply(  # type: ignore[no-untyped-call]
         hidden_NH, head.weight_VH, head.bias_V, step, active, chunk_elements
     )
-    named = dict(zip(active, values.unbind(), strict=True)) if active else {}
-    return total, named
+    return total, dict(zip(active, values.unbind(), strict=True)) if active else {}
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -45,54 +52,88 @@ class _ChunkedHead(torch.autograd.Function):
         terms: Mapping[str, LogitTerm],
         chunk_elements: int,
     ) -> tuple[Tensor, Tensor]:
-        ctx.needs = ctx.needs_input_grad[:3]
-        device = hidden_NH.device
-        dtype = (
-            torch.get_autocast_dtype(device.type)
-            if torch.is_autocast_enabled(device.type)
-            else hidden_NH.dtype
-        )
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        kind = hidden_NH.device.type
+        low = torch.is_autocast_enabled(kind) and hidden_NH.dtype != torch.float64
+        dtype = torch.get_autocast_dtype(kind) if low else hidden_NH.dtype
+        with torch.autocast(kind, enabled=False):
+            gradients = _Gradients(ctx.needs_input_grad, hidden_NH, weight_VH, bias_V, dtype)
             used_VH = weight_VH.to(dtype)
-            grad_hidden_NH = torch.empty_like(hidden_NH) if ctx.needs[0] else None
-            grad_weight_VH = (
-                torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs[1] else None
-            )
-            grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs[2] else None  # type: ignore[arg-type]
-            values = torch.zeros(len(terms), device=device)
+            values = torch.zeros(len(terms), device=hidden_NH.device, dtype=_exact(dtype))
             rows_per_chunk = max(1, chunk_elements // weight_VH.shape[0])
-            for start in range(0, hidden_NH.shape[0], rows_per_chunk):
+            for start in range(0, hidden_NH.shape[0] if terms else 0, rows_per_chunk):
                 part = slice(start, start + rows_per_chunk)
                 hidden_CH = hidden_NH[part].to(dtype)
-                logits_CV = (hidden_CH @ used_VH.T).float()
+                logits_CV = (hidden_CH @ used_VH.T).to(_exact(dtype))
                 if bias_V is not None:
                     logits_CV += bias_V
                 chunk = LogitChunk(
                     logits_CV=logits_CV, labels_C=step.labels_N[part], rows_C=step.rows_N[part]
                 )
-                gradient_CV = torch.zeros_like(logits_CV) if not terms else None
-                for index, term in enumerate(terms.values()):
-                    value, gradient = term(chunk)
-                    values[index] += term.weight * value
-                    gradient = gradient.mul_(term.weight)
-                    gradient_CV = gradient if gradient_CV is None else gradient_CV.add_(gradient)
-                assert gradient_CV is not None
-                if grad_hidden_NH is not None:
-                    grad_hidden_NH[part] = gradient_CV.to(dtype) @ used_VH
-                if grad_weight_VH is not None:
-                    grad_weight_VH += gradient_CV.to(dtype).T @ hidden_CH
-                if grad_bias_V is not None:
-                    grad_bias_V += gradient_CV.sum(0)
-            count = step.count
-            values = values / count
-            for gradient_ in (grad_hidden_NH, grad_weight_VH, grad_bias_V):
-                if gradient_ is not None:
-                    gradient_ /= count
-        ctx.save_for_backward(grad_hidden_NH, grad_weight_VH, grad_bias_V)
+                gradient_CV = _evaluate(terms, chunk, values)
+                gradients.add(part, gradient_CV, hidden_CH, used_VH)
+        ctx.gradients, ctx.count = gradients, step.count
+        values /= step.count
         ctx.mark_non_differentiable(values)
         return values.sum(), values
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _grad_values: Tensor) -> Any:  # type: ignore[override]
-        scaled = [None if g is None else g * grad_total for g in ctx.saved_tensors]
-        return (*scaled, None, None, None)
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_total: Tensor, _grad_values: Tensor) -> Any:
+        if ctx.gradients is None:
+            raise RuntimeError("the chunked loss gives its gradients away: backward runs once")
+        gradients, ctx.gradients = ctx.gradients, None
+        # scaled here, not in the chunks: p - q of size 1 / count would underflow in fp16
+        return (*gradients.scaled(grad_total / ctx.count), None, None, None)
+
+
+def _evaluate(terms: Mapping[str, LogitTerm], chunk: LogitChunk, values: Tensor) -> Tensor:
+    """Adds each weighted term to `values`; the weighted sum of their gradients (C, V)."""
+    whole: Tensor | None = None
+    for index, term in enumerate(terms.values()):
+        value, gradient = term(chunk)
+        values[index] += term.weight * value
+        if whole is None:
+            whole = gradient if term.weight == 1.0 else gradient.mul_(term.weight)
+        else:
+            whole.add_(gradient, alpha=term.weight)
+    assert whole is not None
+    return whole
+
+
+class _Gradients:
+    """Collects the gradients of the head's input, weight and bias, where they are needed."""
+
+    def __init__(
+        self, needs: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> None:
+        exact, self.dtype = _exact(dtype), dtype
+        self.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        self.hidden_NH = torch.zeros_like(hidden) if needs[0] else None
+        self.weight_VH = torch.zeros_like(weight, dtype=exact) if needs[1] else None
+        self.bias_V = torch.zeros_like(bias, dtype=exact) if needs[2] else None  # type: ignore[arg-type]
+
+    def add(self, part: slice, gradient_CV: Tensor, hidden_CH: Tensor, used_VH: Tensor) -> None:
+        """Take in one chunk."""
+        if self.bias_V is not None:
+            self.bias_V += gradient_CV.sum(0)
+        gradient_CV = gradient_CV.to(self.dtype)
+        if self.hidden_NH is not None:
+            self.hidden_NH[part] = gradient_CV @ used_VH
+        if self.weight_VH is None:
+            return
+        if self.weight_VH.dtype == self.dtype:
+            self.weight_VH.addmm_(gradient_CV.T, hidden_CH)
+        else:
+            self.weight_VH += gradient_CV.T @ hidden_CH  # products in low, sums in full precision
+
+    def scaled(self, factor: Tensor) -> tuple[Tensor | None, ...]:
+        """All of them times `factor`, in place, in the dtype of what they belong to."""
+        collected = (self.hidden_NH, self.weight_VH, self.bias_V)
+        return tuple(
+            None if g is None else g.mul_(factor).to(dtype)
+            for g, dtype in zip(collected, self.dtypes, strict=True)
+        )
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,14 +1,19 @@
 """Loss terms on logits: each gives its summed value over a chunk and its gradient, no autograd.
 
-Legend: C rows of a chunk, V vocabulary.
+The labels' term and the dense teacher's are here; sparse teachers' are in `sparse_terms`.
+
+Legend: C rows of a chunk, K rows of these that the teacher covers, V vocabulary.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from compress.contract import LogitChunk
+from compress.distill.divergences import Divergence, forward_kl, logits_gradient
+from compress.distill.teacher_rows import TeacherRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +33,70 @@ class LabelLoss:
         gradient_CV = log_probs_CV.exp()
         gradient_CV.scatter_add_(1, chunk.labels_C[:, None], -torch.ones_like(picked_C))
         return -picked_C.sum(), gradient_CV
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseTerm:
+    """A divergence to a teacher whose whole vocabulary is known.
+
+    At temperature T both distributions are softmax(z / T). Its gradient shrinks like 1 / T^2, so
+    Hinton et al. 2015 (arXiv 1503.02531) multiply the loss by T^2: that is `scale`.
+
+    Args:
+        teacher: where its logits come from.
+        divergence: one of `compress.distill.divergences`.
+        weight: factor in the total; 0.0 leaves the teacher unused.
+        temperature: 1.0 compares the distributions themselves; larger ones weigh the tail more.
+        scale: factor of value and gradient, T^2 or 1.0.
+        size: tokens that both know, see `common_vocabulary`; None takes the student's all.
+    """
+
+    teacher: TeacherRows
+    divergence: Divergence = field(default=forward_kl)
+    weight: float = 1.0
+    temperature: float = 1.0
+    scale: float = 1.0
+    size: int | None = None
+
+    def __call__(self, chunk: LogitChunk) -> tuple[Tensor, Tensor]:
+        """Summed divergence and its gradient (C, V); rows the teacher did not see give zero."""
+        log_p = chunk.log_probs(self.temperature, size=self.size)
+        return on_rows(self._compare, chunk, log_p, kept=self.teacher.covered(chunk.rows_C))
+
+    def _compare(self, log_p: Tensor, rows_K: Tensor) -> tuple[Tensor, Tensor]:
+        log_q = self.teacher.log_probs(rows_K, size=log_p.shape[1], temperature=self.temperature)
+        slope = self.divergence(log_p, log_q)
+        gradient = logits_gradient(slope, log_p, temperature=self.temperature)
+        return scaled(slope.value_C.sum(), gradient, self.scale)
+
+
+def on_rows(
+    compare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    chunk: LogitChunk,
+    log_p: Tensor,
+    *,
+    kept: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`compare(log_p, rows)` for the kept rows, its gradient zero for the other rows and tokens.
+
+    Args:
+        compare: gives the summed value and the gradient of the rows it is shown.
+        chunk: the chunk that `log_p` comes from.
+        log_p: (C, size), size at most V.
+        kept: indices into the chunk's rows; None keeps all.
+    """
+    if kept is None:
+        value, gradient = compare(log_p, chunk.rows_C)
+        if gradient.shape == chunk.logits_CV.shape:
+            return value, gradient
+        kept = torch.arange(len(chunk.rows_C), device=chunk.rows_C.device)
+    else:
+        value, gradient = compare(log_p[kept], chunk.rows_C[kept])
+    whole = torch.zeros_like(chunk.logits_CV)
+    whole[:, : log_p.shape[1]].index_copy_(0, kept, gradient)
+    return value, whole
+
+
+def scaled(value: Tensor, gradient: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Both times `scale`; the gradient in place."""
+    return (value, gradient) if scale == 1.0 else (value * scale, gradient.mul_(scale))
