@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from compressed_tensors.compressors import BaseCompressor
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -117,3 +118,12 @@ def save_tensors(state: Mapping[str, Tensor], folder: Path, *, shard_bytes: int)
         text = json.dumps(index, indent=2, sort_keys=True)
         (folder / "model.safetensors.index.json").write_text(text)
     return [folder / name for name in split.filename_to_tensors]
+
+
+def read_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint folder, one file or sharded."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    return tensors

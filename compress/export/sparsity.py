@@ -3,6 +3,8 @@
 Sparse weights ship as dense tensors with zeros; nothing in `config.json` speaks of them.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 from compress.export.plan import ExportPlan
@@ -34,6 +36,13 @@ def sparsity_manifest(plan: ExportPlan) -> dict[str, Any] | None:
         "faster_in": faster_in(plan),
         "layers": layers,
     }
+
+
+def write_sparsity(plan: ExportPlan, folder: Path) -> None:
+    """`sparsity.json`, where there are masks."""
+    manifest = sparsity_manifest(plan)
+    if manifest is not None:
+        (folder / "sparsity.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def faster_in(plan: ExportPlan) -> list[str]:

@@ -1,17 +1,18 @@
 """Reload what was written and compare it with the trained model, before it counts as written."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from compress.errors import ExportMismatch
-from compress.export.checkpoint import dense_tensors, stored_scale
+from compress.export.checkpoint import dense_tensors, read_tensors, stored_scale
 from compress.export.codes import expected_codes, step_size, stored_codes
+from compress.export.modelopt import as_compressed_tensors
 from compress.export.plan import ExportPlan, LayerPlan
 from compress.export.reload import compare_logits, tolerance_of
 from compress.transforms import Stage, weight_before
@@ -44,6 +45,13 @@ def verify(
     Raises:
         ExportMismatch: anything differs; names the layers and the numbers.
     """
+    if target == "modelopt":
+        with tempfile.TemporaryDirectory() as twin:
+            as_compressed_tensors(student, plan, Path(folder), Path(twin), dtype=dtype)
+            return verify(
+                student, twin, plan=plan, target="transformers", dtype=dtype,
+                example_batch=example_batch,
+            )  # fmt: skip
     tensors = verify_tensors(student, folder, plan, dtype=dtype)
     gap = compare_logits(student, folder, plan, dtype=dtype, batch=example_batch)
     return Verification(
@@ -55,15 +63,6 @@ def verify(
         tensors=tensors,
         quantized_layers=len(plan.quantized),
     )
-
-
-def read_tensors(folder: str | Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint folder, one file or sharded."""
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-    return tensors
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import nn
 from compress.export.checkpoint import SHARD_BYTES, checkpoint_tensors, save_tensors
 from compress.export.plan import ExportPlan
 from compress.export.schemes import quantization_config
-from compress.export.sparsity import sparsity_manifest
+from compress.export.sparsity import write_sparsity
 
 
 def write_compressed_tensors(
@@ -52,10 +52,3 @@ def write_config(
     generation: Any = getattr(student, "generation_config", None)
     if generation is not None:
         generation.save_pretrained(str(folder))
-
-
-def write_sparsity(plan: ExportPlan, folder: Path) -> None:
-    """`sparsity.json`, where there are masks."""
-    manifest = sparsity_manifest(plan)
-    if manifest is not None:
-        (folder / "sparsity.json").write_text(json.dumps(manifest, indent=2) + "\n")

@@ -12,6 +12,7 @@ from compress.errors import BadInput
 from compress.export.card import CardFacts, model_card
 from compress.export.folder import replaced_folder
 from compress.export.gate import Purpose, gate
+from compress.export.modelopt import write_modelopt
 from compress.export.plan import ExportPlan, collect_plan
 from compress.export.verify import Verification, verify
 from compress.export.vllm import write_compressed_tensors
@@ -20,6 +21,7 @@ Writer = Callable[..., list[Path]]
 WRITERS: Mapping[str, Writer] = {
     "vllm": write_compressed_tensors,
     "transformers": write_compressed_tensors,
+    "modelopt": write_modelopt,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
