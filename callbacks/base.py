@@ -1,10 +1,11 @@
 """What every compression callback shares: attaching in `setup`, one `advance` a step, its state."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from compress.contract import LogitTerm, Step, Want
 
@@ -21,9 +22,19 @@ class CompressionCallback(Callback):
         self.name = name
         self._attached_to: nn.Module | None = None
         self._seen_step = 0
+        self._initialised = False
+
+    uses_teacher: ClassVar[bool] = False
+    """Whether its losses ask for a teacher; a run without one is refused before it starts."""
 
     def attach(self, student: nn.Module) -> None:
         """Register transforms and taps on the student; called once, before restore."""
+
+    def initialise(self, student: nn.Module, dataset: Dataset[Any]) -> None:
+        """Set scales, masks, ... of a fresh run (never of a resumed one) from weights and data.
+
+        `dataset` gives training rows by index; drawing them leaves the training loader alone.
+        """
 
     def want(self) -> Want:
         """What is asked of the teacher at each step."""
@@ -49,8 +60,19 @@ class CompressionCallback(Callback):
             self._attached_to = student
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes where a resumed run stands."""
+        """Initialises a fresh run; notes where a resumed one stands."""
         self._seen_step = trainer.global_step
+        if not self._initialised:
+            self.initialise(pl_module.student, trainer.train_dataloader.dataset)
+            self._initialised = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps; subclasses add to it."""
+        return {"initialised": self._initialised}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self._initialised = state_dict["initialised"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any

@@ -1,0 +1,1 @@
+"""Hydra recipes: `train.yaml` and its groups; they travel in the wheel."""

@@ -1,0 +1,173 @@
+"""From configuration to data, teacher, student and callbacks."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
+
+from compress.errors import BadInput
+from compress.models import config_of
+from compress.students import student_from_teacher
+from compress.teachers.local import LocalTeacher, load_hf_teacher
+
+
+def cache_folder() -> Path:
+    """Where trained teachers and tokenised data are kept: COMPRESS_CACHE or ~/.cache/compress."""
+    return Path(os.environ.get("COMPRESS_CACHE", "~/.cache/compress")).expanduser()
+
+
+def build_tokenizer(config: DictConfig) -> Any | None:
+    """The tokenizer of the given model; None where the data trains its own."""
+    path = config.teacher.path or config.student.path
+    if path is None:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"no tokenizer at {path}: {str(error).splitlines()[0]}") from error
+
+
+def build_data(config: DictConfig, tokenizer: Any | None) -> Any:
+    """The train, validation and test parts that `data` describes."""
+    settings = OmegaConf.to_container(config.data, resolve=True)
+    target = import_target(settings.pop("_target_"))
+    return target(tokenizer=tokenizer, cache_dir=cache_folder() / "data", **settings)
+
+
+def import_target(path: str) -> Any:
+    """The class or function at a dotted path that `config.check_targets` let through."""
+    from hydra.utils import get_method
+
+    return get_method(path)
+
+
+def build_teacher_model(config: DictConfig, data: Any, *, metrics: Path) -> torch.nn.Module | None:
+    """The teacher as a module: loaded, or trained on first use and cached."""
+    if config.teacher.kind == "none":
+        return None
+    if config.teacher.kind == "hf":
+        return load_hf_teacher(
+            config.teacher.path, trust_remote_code=config.teacher.trust_remote_code
+        )
+    folder = cache_folder() / "teachers" / embedded_key(config, data)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # other ranks and other runs wait, then load
+        if not folder.exists():
+            model = train_embedded(config, data, metrics=metrics)
+            beside = folder.with_name(f"{folder.name}.{os.getpid()}")
+            shutil.rmtree(beside, ignore_errors=True)
+            model.save_pretrained(beside)
+            data.tokenizer.save_pretrained(beside)
+            beside.replace(folder)
+    return load_hf_teacher(str(folder))
+
+
+def embedded_key(config: DictConfig, data: Any) -> str:
+    """A hash of all that decides the embedded teacher's weights."""
+    teacher = {k: v for k, v in config.teacher.items() if k not in ("host", "dtype")}
+    facts = {"teacher": teacher, "data": data.fingerprint, "torch": torch.__version__, "format": 1}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def embedded_model(config: DictConfig, data: Any) -> torch.nn.Module:
+    """An untrained Llama of the embedded teacher's shape."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    width = config.teacher.hidden
+    length = len(data.train[0]["input_ids"])
+    eos = data.tokenizer.eos_token_id
+    torch.manual_seed(config.teacher.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(data.tokenizer),
+            hidden_size=width,
+            # a multiple of 128, so that every group size divides it
+            intermediate_size=-(-width * 8 // 3 // 128) * 128,
+            num_hidden_layers=config.teacher.layers,
+            num_attention_heads=max(width // 32, 1),
+            num_key_value_heads=max(width // 64, 1),
+            max_position_embeddings=max(2 * length, 512),
+            tie_word_embeddings=False,
+            bos_token_id=data.tokenizer.bos_token_id,
+            eos_token_id=eos,
+            pad_token_id=data.tokenizer.pad_token_id,
+        )
+    )
+
+
+def train_embedded(config: DictConfig, data: Any, *, metrics: Path) -> torch.nn.Module:
+    """The embedded teacher, trained by the same code path as any student."""
+    from compress.scripts.lib.trainer import JsonlLogger, train
+
+    trainer = OmegaConf.merge(
+        config.trainer,
+        {"max_steps": config.teacher.max_steps, "batch_size": config.teacher.batch_size,
+         "devices": 1, "num_nodes": 1, "strategy": "auto", "accumulate": 1},
+    )  # fmt: skip
+    training = OmegaConf.merge(
+        config.training, {"learning_rate": config.teacher.learning_rate, "label_weight": 1.0}
+    )
+    module = train(
+        student=embedded_model(config, data), teacher=None, data=data, trainer=trainer,
+        training=training, callbacks=[], loggers=[JsonlLogger(metrics, "teacher")],
+        seed=config.teacher.seed, verbose=config.verbose,
+    )  # fmt: skip
+    return module.student
+
+
+def build_student(config: DictConfig, teacher: torch.nn.Module | None) -> torch.nn.Module:
+    """A trainable float32 student, before anything is attached."""
+    kind = config.student.kind
+    if kind == "hf":
+        return load_hf_teacher(config.student.path).float().requires_grad_(True).train()
+    if teacher is None:
+        raise BadInput(f"student={kind} is made of a teacher, but teacher=none: use student=hf")
+    layers = config.student.layers or config_of(teacher).num_hidden_layers
+    return student_from_teacher(teacher, layers=layers)
+
+
+def build_teacher(config: DictConfig, model: torch.nn.Module | None) -> LocalTeacher | None:
+    """The teacher as callbacks see it."""
+    if model is None:
+        return None
+    if config.teacher.host != "local":
+        raise BadInput(f"teacher.host={config.teacher.host} is not offered by this recipe yet")
+    return LocalTeacher(model, dtype=config.teacher.dtype)
+
+
+def check_pair(teacher: torch.nn.Module | None, student: torch.nn.Module, tokenizer: Any) -> None:
+    """Refuse a pair that does not share its vocabulary, or a tokenizer that the student lacks.
+
+    Raises:
+        BadInput: with both sizes.
+    """
+    sizes = {"student": config_of(student).vocab_size}
+    if teacher is not None:
+        sizes["teacher"] = config_of(teacher).vocab_size
+    too_small = {k: v for k, v in sizes.items() if v < len(tokenizer)}
+    if too_small:
+        raise BadInput(
+            f"the tokenizer has {len(tokenizer)} tokens, but the vocabulary of "
+            + ", ".join(f"the {who} has {size}" for who, size in too_small.items())
+        )
+
+
+def build_callbacks(config: DictConfig) -> list[L.Callback]:
+    """The recipe's callbacks, in its order."""
+    made = []
+    for name, settings in OmegaConf.to_container(config.callbacks, resolve=True).items():
+        target = import_target(settings.pop("_target_"))
+        try:
+            made.append(target(**settings))
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"callbacks.{name}: {error}") from error
+    return made

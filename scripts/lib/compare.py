@@ -1,0 +1,60 @@
+"""`compare=true`: what each part of a run is worth, at equal seed, data and steps."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from compress.scripts.lib import build, trainer
+
+
+def compare_arms(run: Any) -> dict[str, float]:
+    """Losses (nats a token) of the dense, post-training-quantised and label-only students."""
+    dense = _train(run, lambda callback: callback.uses_teacher, label="dense")
+    losses = {"dense": run.loss_of(dense)}
+    losses["ptq"] = _quantised_without_training(run, dense)
+    losses["no_teacher"] = run.loss_of(
+        _train(run, lambda callback: not callback.uses_teacher, label="no_teacher")
+    )
+    return losses
+
+
+def summarise(arms: dict[str, float], *, compressed: float) -> dict[str, float | None]:
+    """Adds `kept` (share of quality) and `recovered` (share of the PTQ loss won back).
+
+    >>> summarise({"dense": 3.0, "ptq": 3.2, "no_teacher": 3.1}, compressed=3.05)["recovered"]
+    0.75
+    """
+    gap = arms["ptq"] - arms["dense"]
+    recovered = (arms["ptq"] - compressed) / gap if gap > 1e-6 else None
+    return {
+        **arms,
+        "kept": math.exp(arms["dense"] - compressed),
+        "recovered": None if recovered is None else round(recovered, 6),
+    }
+
+
+def _train(run: Any, wanted: Any, *, label: str) -> Any:
+    """One more training with some of the callbacks; no checkpoints."""
+    config = run.config
+    L.seed_everything(config.seed, verbose=False)
+    callbacks = [c for c in build.build_callbacks(config) if wanted(c)]
+    training = config.training.copy()
+    if label == "no_teacher":
+        training.label_weight = 1.0
+    module = trainer.train(
+        student=build.build_student(config, run.teacher_model), teacher=run.teacher, data=run.data,
+        trainer=config.trainer, training=training, callbacks=callbacks,
+        loggers=[trainer.JsonlLogger(Path(run.path) / "metrics.jsonl", label)], seed=config.seed,
+        task=config.task, verbose=config.verbose,
+    )  # fmt: skip
+    return module.student
+
+
+def _quantised_without_training(run: Any, dense: Any) -> float:
+    for callback in build.build_callbacks(run.config):
+        if not callback.uses_teacher:
+            callback.attach(dense)
+            callback.initialise(dense, run.data.train)
+    return float(run.loss_of(dense))

@@ -1,0 +1,254 @@
+"""One run from configuration to report: data, teacher, student, training, export, comparison."""
+
+import logging
+import time
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from compress.errors import BadInput, CompressError
+from compress.evaluate.quality import sample_texts, token_loss
+from compress.export.gate import gate
+from compress.export.write import export
+from compress.scripts.lib import build, loggers, trainer
+from compress.scripts.lib.facts import environment, layer_facts, model_bytes, reproduce
+from compress.scripts.lib.html_report import write_html
+from compress.scripts.lib.run_folder import (
+    RunFolder,
+    default_run_dir,
+    newest_run_dir,
+    read_json,
+    write_atomically,
+    write_json,
+)
+from compress.scripts.lib.tables import first_table, last_table
+
+PROMPTS = ["import os\n\ndef ", "class Stack:\n    def __init__(self", "for i in range("]
+
+
+def run(config: DictConfig, words: list[str], *, recipe: str) -> dict[str, Any]:
+    """The whole run; answers what report.json holds.
+
+    Raises:
+        CompressError: anything the user can put right; report.json then says `failed` and why.
+    """
+    for chatty in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    path, resuming = choose_folder(config, recipe)
+    folder = RunFolder(path, resuming=resuming) if rank_zero_only.rank == 0 else None
+    state = Run(config, words, recipe=recipe, path=path, resuming=resuming)
+    try:
+        state.execute()
+        state.report["status"] = "finished"
+    except BaseException as error:
+        state.report["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        state.report["error"] = str(error) or type(error).__name__
+        if not isinstance(error, CompressError | KeyboardInterrupt) and rank_zero_only.rank == 0:
+            write_atomically(path / "traceback.txt", traceback.format_exc())
+        raise
+    finally:
+        if folder is not None:
+            state.save()
+            folder.release()
+    return state.report
+
+
+def choose_folder(config: DictConfig, recipe: str) -> tuple[Path, bool]:
+    """The run folder, and whether a run is gone on with."""
+    resuming = config.ckpt is not None
+    if config.run_dir is not None:
+        return Path(config.run_dir), resuming
+    return (newest_run_dir(recipe) if resuming else default_run_dir(recipe)), resuming
+
+
+class Run:
+    """The phases of one run and the report they fill."""
+
+    def __init__(
+        self, config: DictConfig, words: list[str], *, recipe: str, path: Path, resuming: bool
+    ) -> None:
+        """Nothing is built yet."""
+        self.config, self.path, self.resuming = config, path, resuming
+        self.quality: dict[str, Any] = {"metric": "loss", "unit": "nats/token"}
+        self.seconds: dict[str, float] = {}
+        self.report: dict[str, Any] = {
+            "schema": 1,
+            "recipe": recipe,
+            "status": "running",
+            "command": reproduce(words, "scripts/train.py"),
+            "environment": environment(),
+            "asked": OmegaConf.to_container(config, resolve=True),
+            "seconds": self.seconds,
+            "quality": self.quality,
+            "exports": [],
+            "notes": [],
+        }
+
+    def execute(self) -> None:
+        """Every phase, in order."""
+        L.seed_everything(self.config.seed, verbose=False)
+        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
+        with self.timed("data"):
+            self.data = build.build_data(self.config, build.build_tokenizer(self.config))
+        with self.timed("teacher"):
+            metrics = self.path / "metrics.jsonl"
+            self.teacher_model = build.build_teacher_model(self.config, self.data, metrics=metrics)
+        self.teacher = build.build_teacher(self.config, self.teacher_model)
+        student = build.build_student(self.config, self.teacher_model)
+        build.check_pair(self.teacher_model, student, self.data.tokenizer)
+        self.measure_before(student)
+        module = self.train_student(student)
+        self.quality["compressed"] = self.loss_of(module.student)
+        if self.config.target is not None:
+            self.export_student(module.student)
+        if self.config.compare:
+            self.compare()
+        self.finish(module.student)
+
+    def measure_before(self, student: torch.nn.Module) -> None:
+        """Losses and bytes of the teacher and of the dense student."""
+        self.report["size"] = {"dense_bytes": model_bytes(student)}
+        if self.teacher_model is not None:
+            self.report["size"]["teacher_bytes"] = model_bytes(self.teacher_model)
+            self.quality["teacher"] = self.loss_of(self.teacher_model)
+        self.quality["start"] = self.loss_of(student)
+        if self.config.verbose:
+            first_table(self.config, data=self.data, teacher=self.teacher_model, student=student)
+
+    def loss_of(self, model: torch.nn.Module) -> float:
+        """Mean nats a token on the validation batches that all models share."""
+        batches = trainer.validation_batches(self.data, self.config.trainer)
+        return float(token_loss(model, batches()).loss)
+
+    def train_student(self, student: torch.nn.Module) -> Any:
+        """The compressed run itself, with checkpoints and loggers."""
+        checkpoints = self.path / "checkpoints"
+        ckpt = resume_path(self.config.ckpt, checkpoints) if self.resuming else None
+        callbacks = build.build_callbacks(self.config)
+        refuse_teacherless(callbacks, self.teacher)
+        watch = BeforeTraining(self)
+        with self.timed("train"):
+            module = trainer.train(
+                student=student, teacher=self.teacher, data=self.data, trainer=self.config.trainer,
+                training=self.config.training, callbacks=[*callbacks, watch],
+                loggers=loggers.build_loggers(self.config, self.path, resumed_from=ckpt),
+                seed=self.config.seed, task=self.config.task, verbose=self.config.verbose,
+                checkpoints=checkpoints, ckpt_path=ckpt,
+            )  # fmt: skip
+        self.quality.update(read_json(self.path / "start.json", {}))
+        self.report["layers"] = layer_facts(module.student)
+        for callback in callbacks:
+            facts = getattr(callback, "report", dict)()
+            self.report.update(facts)
+        return module
+
+    def export_student(self, student: torch.nn.Module) -> None:
+        """Write, reload, compare; only then is there a folder under the final name."""
+        with self.timed("export"):
+            batch = next(iter(trainer.validation_batches(self.data, self.config.trainer)()))
+            result = export(
+                student,
+                target=self.config.target,
+                path=self.path / "export" / self.config.target,
+                tokenizer=self.data.tokenizer,
+                example_batch={k: v[:2] for k, v in batch.items()},
+                dtype=getattr(torch, self.config.export_dtype),
+                card={"data": self.data.source, "quality": dict(self.quality)},
+            )
+        entry = result.as_report(relative_to=self.path)
+        self.report["exports"].append(entry)
+        size = self.report["size"]
+        size["compressed_bytes"] = entry["bytes"]
+        size["ratio"] = size.get("teacher_bytes", size["dense_bytes"]) / entry["bytes"]
+
+    def compare(self) -> None:
+        """Three more runs of equal seed, data and steps: dense, ptq, no_teacher."""
+        from compress.scripts.lib.compare import compare_arms, summarise
+
+        with self.timed("compare"):
+            arms = compare_arms(self)
+        self.quality["compare"] = summarise(arms, compressed=self.quality["compressed"])
+
+    def finish(self, student: torch.nn.Module) -> None:
+        """Samples of text, the page, the last table."""
+        if self.config.task == "causal_lm":
+            self.report["samples"] = self.samples(student)
+
+    def samples(self, student: torch.nn.Module) -> list[dict[str, str]]:
+        """What teacher and student write after the same prompts."""
+        models = {"teacher": self.teacher_model, "compressed": student}
+        texts = {
+            who: sample_texts(model, self.data.tokenizer, PROMPTS, max_new_tokens=40)
+            for who, model in models.items()
+            if model is not None
+        }
+        return [
+            {"prompt": prompt, **{who: texts[who][i] for who in texts}}
+            for i, prompt in enumerate(PROMPTS)
+        ]
+
+    @rank_zero_only
+    def save(self) -> None:
+        """report.json, report.html and, where all went well, the last table."""
+        write_json(self.path / "report.json", self.report)
+        page = write_html(self.path)
+        loggers.finish(self.config, self.report, self.path)
+        if self.report["status"] == "finished" and self.config.verbose:
+            last_table(self.report, run_dir=self.path, page=page)
+
+    @contextmanager
+    def timed(self, phase: str) -> Any:
+        """Adds the wall seconds of a phase to the report."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = round(time.perf_counter() - start, 3)
+
+
+class BeforeTraining(L.Callback):
+    """Refuses before the first step what the target cannot serve; measures the PTQ start."""
+
+    def __init__(self, run: Run) -> None:
+        """`run` keeps the settings and takes the figures."""
+        self.run = run
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Every transform is attached by now: this callback is the last."""
+        config = self.run.config
+        if config.target is not None:
+            notes = gate(pl_module.student, target=config.target, purpose=config.purpose)
+            self.run.report["notes"].extend(notes or [])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """The loss of the student as quantised and masked before any step."""
+        kept = self.run.path / "start.json"
+        if trainer.global_step == 0 and trainer.is_global_zero:
+            write_json(kept, {"start_ptq": self.run.loss_of(pl_module.student)})
+
+
+def resume_path(ckpt: str, checkpoints: Path) -> Path:
+    """The checkpoint to go on from.
+
+    Raises:
+        BadInput: there is none.
+    """
+    path = checkpoints / "last.ckpt" if ckpt == "last" else Path(ckpt)
+    if not path.exists():
+        raise BadInput(f"ckpt={ckpt}: there is no checkpoint at {path}")
+    return path
+
+
+def refuse_teacherless(callbacks: list[L.Callback], teacher: Any) -> None:
+    """Refuse callbacks that ask a teacher for something where there is none.
+
+    Raises:
+        BadInput: naming each such callback.
+    """
+    asking = [type(c).__name__ for c in callbacks if getattr(c, "uses_teacher", False)]
+    if asking and teacher is None:
+        raise BadInput(f"{', '.join(asking)} learn from a teacher, but teacher=none")

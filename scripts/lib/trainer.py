@@ -1,0 +1,148 @@
+"""From the `trainer`, `training` and `logger` groups to a Lightning Trainer, and one training."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers.logger import Logger, rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from compress.contract import Teacher
+from compress.data.loader import ResumableLoader
+from compress.module import CompressionModule
+
+
+class JsonlLogger(Logger):
+    """Appends every logged step to metrics.jsonl: the source of the report's curves."""
+
+    def __init__(self, path: Path, phase: str) -> None:
+        """`phase` tells the teacher's training from the student's."""
+        super().__init__()
+        self.path, self.phase = path, phase
+
+    @property
+    def name(self) -> str:
+        """The phase."""
+        return self.phase
+
+    @property
+    def version(self) -> str:
+        """There is one file a run."""
+        return "0"
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """One line a call."""
+        line = {"step": step, "phase": self.phase, **{k: float(v) for k, v in metrics.items()}}
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The configuration lies in config.yaml."""
+
+
+def forget_later_steps(path: Path, *, phase: str, after: int) -> None:
+    """Drop lines of steps that a resumed run will take again."""
+    if not path.exists():
+        return
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    kept = [m for m in lines if m["phase"] != phase or m["step"] <= after]
+    path.write_text("".join(json.dumps(m) + "\n" for m in kept))
+
+
+def train(
+    *,
+    student: torch.nn.Module,
+    teacher: Teacher | None,
+    data: Any,
+    trainer: DictConfig,
+    training: DictConfig,
+    callbacks: list[L.Callback],
+    loggers: list[Logger],
+    seed: int,
+    task: str = "causal_lm",
+    verbose: bool = True,
+    checkpoints: Path | None = None,
+    ckpt_path: Path | None = None,
+) -> CompressionModule:
+    """One whole training; answers the module, its transforms still attached."""
+    module = CompressionModule(
+        student=student, teacher=teacher, task=task, **OmegaConf.to_container(training)
+    )
+    if trainer.checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    extra: list[L.Callback] = [RichProgressBar(leave=True)] if verbose else []
+    if checkpoints is not None:
+        extra.append(last_checkpoint(checkpoints, every=trainer.checkpoint_every))
+    fitter = L.Trainer(
+        **trainer_settings(trainer),
+        callbacks=[*callbacks, *extra],
+        logger=loggers or False,
+        enable_checkpointing=checkpoints is not None,
+        enable_progress_bar=verbose,
+    )
+    loader = training_loader(data, trainer, seed=seed, rank=fitter.global_rank, ranks=fitter.world_size)
+    fitter.fit(module, loader, validation_loader(data, trainer), ckpt_path=ckpt_path)
+    if fitter.interrupted:
+        raise KeyboardInterrupt
+    return module
+
+
+def trainer_settings(trainer: DictConfig) -> dict[str, Any]:
+    """The Lightning Trainer's own arguments."""
+    return {
+        "accelerator": trainer.accelerator,
+        "strategy": trainer.strategy,
+        "devices": trainer.devices,
+        "num_nodes": trainer.num_nodes,
+        "precision": trainer.precision,
+        "max_steps": trainer.max_steps,
+        "accumulate_grad_batches": trainer.accumulate,
+        "gradient_clip_val": trainer.clip_norm,
+        "val_check_interval": trainer.validate_every * trainer.accumulate,
+        "check_val_every_n_epoch": None,
+        "limit_val_batches": trainer.validation_batches,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 5,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,  # our loader shards by rank and resumes by position
+    }
+
+
+def last_checkpoint(folder: Path, *, every: int) -> ModelCheckpoint:
+    """Keeps the newest checkpoint alone, written beside and renamed by Lightning."""
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename="last",
+        every_n_train_steps=every,
+        save_top_k=1,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+
+
+def training_loader(
+    data: Any, trainer: DictConfig, *, seed: int, rank: int, ranks: int
+) -> ResumableLoader:
+    """Batches in an order that is a pure function of seed and epoch."""
+    return ResumableLoader(
+        data.train, batch_size=trainer.batch_size, seed=seed, rank=rank, world_size=ranks,
+        num_workers=trainer.workers,
+    )  # fmt: skip
+
+
+def validation_loader(data: Any, trainer: DictConfig) -> torch.utils.data.DataLoader[Any]:
+    """The held-out batches that every loss is measured on, in one fixed order."""
+    return torch.utils.data.DataLoader(data.validation, batch_size=trainer.batch_size)
+
+
+def validation_batches(data: Any, trainer: DictConfig) -> Callable[[], Any]:
+    """The same batches again and again, for losses outside Lightning."""
+    from itertools import islice
+
+    return lambda: islice(iter(validation_loader(data, trainer)), trainer.validation_batches)

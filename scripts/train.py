@@ -1,0 +1,70 @@
+"""Train, compress and export one model: `python scripts/train.py recipe=distill_qat`."""
+
+import sys
+
+HELP = """\
+Train, compress and export one model.
+
+  python scripts/train.py recipe=distill_qat [key=value ...]
+
+Often used:
+  recipe=NAME                  what to do; `recipe=` lists all
+  run_dir=PATH                 where everything of this run goes (default: runs/<recipe>/<time>)
+  seed=0  ckpt=last  compare=true  verbose=false
+  data=text data.path=FILES    your own text (also: hub, instruction, classification)
+  teacher=hf teacher.path=P    any Hugging Face causal LM (name or folder)
+  student.layers=3             student=from_teacher | hf | same
+  callbacks.NAME.SETTING=V     e.g. callbacks.qat.scheme=W4A16 callbacks.qat.group_size=32
+  ~callbacks.NAME              leave one out
+  trainer=cpu|gpu|ddp  trainer.max_steps=300  trainer.batch_size=16
+  logger=wandb|csv|none  target=vllm  export_dtype=bfloat16
+  --config                     print the whole configuration and stop
+"""
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs one recipe; answers the exit status (0 done, 2 bad input, 130 interrupted)."""
+    words = sys.argv[1:] if words is None else words
+    from compress.errors import CompressError
+    from compress.scripts.lib.config import list_recipes
+
+    if any(word in ("-h", "--help") for word in words):
+        print(HELP + "\nRecipes:\n" + _listed(list_recipes()))
+        return 0
+    if "recipe=" in words:
+        print(_listed(list_recipes()))
+        return 0
+    try:
+        return _run([w for w in words if w != "--config"], show="--config" in words)
+    except CompressError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. Go on with the same command and ckpt=last.", file=sys.stderr)
+        return 130
+
+
+def _run(words: list[str], *, show: bool) -> int:
+    from compress.scripts.lib.checks import check_paths
+    from compress.scripts.lib.config import compose
+
+    config = compose(words)
+    if show:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(config, resolve=True), end="")
+        return 0
+    check_paths(config)
+    from compress.scripts.lib.run import run  # heavy: only once the configuration is sound
+
+    recipe = next((w.split("=", 1)[1] for w in words if w.startswith("recipe=")), "distill_qat")
+    run(config, words, recipe=recipe)
+    return 0
+
+
+def _listed(recipes: dict[str, str]) -> str:
+    return "\n".join(f"  {name:24} {purpose}" for name, purpose in recipes.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
