@@ -1,0 +1,91 @@
+"""Calibration: which samples, and what a model's input quantisers learn from them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from compress.errors import BadInput
+from compress.quantize.transforms import QuantizeInput
+
+
+def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> int:
+    """Find static input scales from batches (`model(**batch)`); returns how many it saw.
+
+    Weights are quantised meanwhile, inputs not yet. A model without static inputs is left alone.
+
+    Raises:
+        BadInput: an input was never seen, or only zeros or infinities.
+    """
+    waiting = [m for m in model.modules() if isinstance(m, QuantizeInput) and m.needs_calibration]
+    if not waiting:
+        return 0
+    for quantizer in waiting:
+        quantizer.observe()
+    count = run_batches(model, batches)
+    for quantizer in waiting:
+        quantizer.calibrated()
+    return count
+
+
+def calibration_batches(
+    loader: Any, *, samples: int, seed: int
+) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Batches of `samples` rows of the loader's data set, drawn by indices of their own.
+
+    The loader itself is not iterated: its order and random state stay as they are. A data set
+    without a length gives its first rows.
+
+    Args:
+        loader: a `DataLoader`.
+        samples: rows in all; more than there are takes all of them.
+        seed: of the draw; the same seed takes the same rows.
+
+    Raises:
+        BadInput: there is no data set to draw from, or it is empty.
+    """
+    if not isinstance(loader, DataLoader):
+        raise BadInput(f"calibration draws from a DataLoader, not from {type(loader).__name__}")
+    data = loader.dataset
+    if isinstance(data, IterableDataset):
+        rows: Iterator[Any] = islice(iter(data), samples)
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(data), generator=generator)[:samples]  # type: ignore[arg-type]
+        rows = (data[int(index)] for index in chosen)
+    size = loader.batch_size or 1
+    while batch := list(islice(rows, size)):
+        yield loader.collate_fn(batch)
+
+
+def run_batches(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> int:
+    """Forward passes without gradients, in evaluation mode; returns how many.
+
+    Raises:
+        BadInput: there was no batch.
+    """
+    device, count = next(model.parameters()).device, 0
+    with evaluating(model):
+        for batch in batches:
+            inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+            model(**inputs)
+            count += 1
+    if count == 0:
+        raise BadInput("calibration got no batch: the data set is empty or calibration_samples=0")
+    return count
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode without gradients; the former mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        model.train(training)

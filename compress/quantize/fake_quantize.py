@@ -1,0 +1,144 @@
+"""Rounding to a grid in training: one autograd function, its gradients written out.
+
+Everything is computed in fp32 whatever the weight's dtype: dividing bf16 by a bf16 scale flips one
+int4 code in a hundred.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.quantize.grid import Grid
+
+CACHED_ELEMENTS = 1 << 16
+"""Values worked on at once on a CPU: a dozen passes over them stay in a core's cache."""
+
+
+def fake_quantize(
+    values: Tensor, scale: Tensor, *, grid: Grid, global_scale: Tensor | None = None
+) -> Tensor:
+    """Values rounded to `scale * code`, with gradients to both.
+
+    `q = scale * round(clamp(v / scale, q_min, q_max))`, half to even. Backward (LSQ, Esser et al.
+    2020, arXiv 1902.08153): values inside the range pass their gradient on, saturated ones get 0;
+    `dq/dscale = round(v / scale) - v / scale` inside, the bound itself outside, times
+    `1 / sqrt(N q_max)` for N values to a scale. Nothing but the arguments is saved for backward.
+
+    Args:
+        values: any shape and floating dtype; NaN stays NaN, infinities saturate.
+        scale: positive, broadcasts over `values`; rounded to `grid.scale_format` here.
+        grid: the codes.
+        global_scale: the per-tensor factor of NVFP4's scales; None elsewhere.
+
+    >>> from compress.quantize.grid import Grid
+    >>> int4 = Grid(kind="int", q_min=-8.0, q_max=7.0)
+    >>> fake_quantize(torch.tensor([0.0, 0.14, 9.0]), torch.tensor([0.1]), grid=int4)
+    tensor([0.0000, 0.1000, 0.7000])
+    """
+    return _FakeQuantize.apply(values, scale, global_scale, grid)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def fake_quantize_dynamic(
+    values: Tensor, *, grid: Grid, global_scale: Tensor | None = None
+) -> Tensor:
+    """Each last-dimension row rounded with a scale of its own, `max |v| / half_range`.
+
+    The scale is a function of the row, so nothing saturates and the gradient passes unchanged
+    (straight-through, Bengio et al. 2013, arXiv 1308.3432). A row of zeros stays zero.
+
+    >>> from compress.quantize.grid import Grid
+    >>> int8 = Grid(kind="int", q_min=-128.0, q_max=127.0)
+    >>> fake_quantize_dynamic(torch.tensor([[0.0, 1.0, -127.5]]), grid=int8)
+    tensor([[   0.,    1., -128.]])
+    """
+    return _FakeQuantizeDynamic.apply(values, global_scale, grid)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def quantized(values: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """The forward of `fake_quantize`, without gradients; `scale` is taken as it is."""
+    used = torch.empty_like(values)
+    for part in _parts(values, scale):
+        _quantize_into(
+            used[part], values[part], scale[part] if _follows(scale, values) else scale, grid
+        )
+    return used
+
+
+def _quantize_into(out: Tensor, values: Tensor, scale: Tensor, grid: Grid) -> None:
+    if out.dtype == torch.float32:
+        codes = torch.div(values, scale, out=out)
+    else:
+        codes = values.float().div_(scale)
+    grid.round_(codes.clamp_(grid.q_min, grid.q_max)).mul_(scale)
+    if codes is not out:
+        out.copy_(codes)
+
+
+def _follows(scale: Tensor, values: Tensor) -> bool:
+    return scale.dim() == values.dim() and scale.shape[0] == values.shape[0]
+
+
+def _parts(values: Tensor, scale: Tensor) -> list[slice]:
+    """Leading-dimension slices that fit a core's cache; one slice off the CPU or when compiling."""
+    rows = values.shape[0]
+    if values.device.type != "cpu" or torch.compiler.is_compiling() or rows == 0:
+        return [slice(0, rows)]
+    step = max(1, CACHED_ELEMENTS * rows // max(values.numel(), 1))
+    return [slice(start, start + step) for start in range(0, rows, step)]
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, scale: Tensor, global_scale: Tensor | None, grid: Grid
+    ) -> Tensor:
+        used_scale = grid.round_scale(scale.float(), global_scale)
+        ctx.save_for_backward(values, used_scale)
+        ctx.grid, ctx.scale_dtype = grid, scale.dtype
+        return quantized(values, used_scale, grid)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        values, scale = ctx.saved_tensors
+        grid: Grid = ctx.grid
+        grad_values = torch.empty_like(grad)
+        grad_scale = torch.zeros_like(scale)
+        follows = _follows(scale, values)
+        for part in _parts(values, scale):
+            own = scale[part] if follows else scale
+            part_values, part_scale = _gradients(values[part], own, grad[part], grid)
+            grad_values[part] = part_values
+            (grad_scale[part] if follows else grad_scale).add_(part_scale)
+        shared = values.numel() / scale.numel()
+        grad_scale *= (shared * grid.q_max) ** -0.5
+        return grad_values, grad_scale.to(ctx.scale_dtype), None, None
+
+
+def _gradients(values: Tensor, scale: Tensor, grad: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    steps = values.float() / scale
+    codes = steps.clamp(grid.q_min, grid.q_max)
+    # an explicit mask: clamp's own gradient at its bounds changes between torch releases
+    inside = codes == steps
+    grad_values = grad * inside
+    error = grid.round_(codes).sub_(steps.mul_(inside)) if grid.kind == "int" else None
+    if error is None:
+        error = grid.round_(codes) - torch.where(inside, steps, 0.0)
+    return grad_values, error.mul_(grad).sum_to_size(scale.shape)
+
+
+class _FakeQuantizeDynamic(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, global_scale: Tensor | None, grid: Grid) -> Tensor:
+        rows = values.reshape(-1, values.shape[-1])
+        used = torch.empty_like(rows)
+        for part in _parts(rows, rows):
+            own = rows[part]
+            largest = torch.maximum(own.amax(-1, keepdim=True), own.amin(-1, keepdim=True).neg_())
+            scale = grid.round_scale(grid.scale_of(largest), global_scale)
+            _quantize_into(used[part], own, scale, grid)
+        return used.view(values.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return grad, None, None
