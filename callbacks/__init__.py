@@ -1,5 +1,6 @@
 """Composable compression callbacks; the mathematics lives in `compress`."""
 
 from compress.callbacks.base import CompressionCallback
+from compress.callbacks.dynamic_sparsity import DynamicSparsity
 
-__all__ = ["CompressionCallback"]
+__all__ = ["CompressionCallback", "DynamicSparsity"]

@@ -1,0 +1,190 @@
+"""Masks of a set of layers as training goes: attach once, then `advance` each optimizer step."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.sparsify.budgets import erk_densities, uniform_densities
+from compress.sparsify.growth import random_scores, regrow
+from compress.sparsify.masks import Masks
+from compress.sparsify.metrics import churn, dead_neurons, density_of, explored_share
+from compress.sparsify.moments import reset_moments, state_of
+from compress.sparsify.settings import SparsitySettings
+from compress.sparsify.transform import MaskWeight
+from compress.transforms import attach_transform, trained_weight
+
+Optimizers = Iterable[torch.optim.Optimizer]
+
+
+class SparseLayers:
+    """Layers whose weights are masked by one set of settings.
+
+    Args:
+        layers: layers with a matrix `weight`, by name; each gets a `MaskWeight`.
+        settings: what happens when.
+
+    Raises:
+        UnsupportedScheme: the pattern does not divide a weight; all such layers are listed.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], settings: SparsitySettings) -> None:
+        """Attaches the masks; with `start=0` they apply at once."""
+        self.layers, self.settings = dict(layers), settings
+        self.pattern = settings.parsed_pattern
+        self.shapes = {n: tuple(trained_weight(m).shape) for n, m in self.layers.items()}
+        self.pattern.check(self.shapes)
+        self.masks: dict[str, MaskWeight] = {}
+        for name, layer in self.layers.items():
+            self.masks[name] = MaskWeight(
+                trained_weight(layer),
+                pattern=settings.pattern,
+                superset=settings.superset,
+                decay=settings.decay,
+            )
+            attach_transform(layer, self.masks[name])
+        self.first_record = self.advance(0)
+
+    @torch.no_grad()
+    def advance(
+        self, step: int, *, gradients: Mapping[str, Tensor] | None = None, optimizers: Optimizers = ()
+    ) -> dict[str, Any] | None:
+        """Updates the masks if the settings say so after `step` optimizer steps.
+
+        Args:
+            step: optimizer steps made.
+            gradients: dense gradients by layer, where `settings.reads_gradient_at(step)`.
+            optimizers: whose moments of entries that stop or start learning are reset.
+
+        Returns:
+            The record of this update for the history; None where nothing was due.
+        """
+        due = self.settings.updates_at(step)
+        record = self._update(step, gradients or {}, optimizers) if due else None
+        self.prepare(step)
+        return record
+
+    def prepare(self, step: int) -> None:
+        """Open or close the dense backward for the optimizer step that follows `step`."""
+        for mask in self.masks.values():
+            mask.dense_backward = self.settings.dense_backward_before(step + 1)
+
+    @torch.no_grad()
+    def take_dense_gradients(self, step: int) -> dict[str, Tensor]:
+        """Copies the dense gradients for the update after `step`, then masks them in place.
+
+        To be called between backward and clipping: what cannot be used must not count in the norm.
+        """
+        if not self.settings.reads_gradient_at(step):
+            return {}
+        taken: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            gradient = trained_weight(layer).grad
+            if gradient is not None:
+                taken[name] = gradient.abs()
+                gradient.mul_(self.masks[name].forward_mask)
+        return taken
+
+    def _update(
+        self, step: int, gradients: Mapping[str, Tensor], optimizers: Optimizers
+    ) -> dict[str, Any]:
+        settings = self.settings
+        used = self._next_masks(step, gradients)
+        learning = self._learning_masks(step, used)
+        churns = {name: churn(self.masks[name].forward_mask, used[name]) for name in used}
+        for name, layer in self.layers.items():
+            weight, mask = trained_weight(layer), self.masks[name]
+            before = self._learned_until(step, mask)
+            reset_moments(state_of(optimizers, weight), before=before, after=learning[name])
+            mask.forward_mask.copy_(used[name])
+            if mask.backward_mask is not None:
+                mask.backward_mask.copy_(learning[name])
+            mask.explored.logical_or_(used[name])
+            if settings.zeroes_unused_at(step):
+                weight.mul_(learning[name])
+        return self._record(step, churns)
+
+    def _next_masks(self, step: int, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        density = self.settings.density_at(step)
+        if self.settings.budget == "global":
+            return self._choose(list(self.layers), density, step, gradients)
+        share_out = erk_densities if self.settings.budget == "erk" else uniform_densities
+        budget = share_out(self.shapes, density=density)
+        chosen: dict[str, Tensor] = {}
+        for name in self.layers:
+            chosen |= self._choose([name], budget[name], step, gradients)
+        return chosen
+
+    def _choose(
+        self, names: list[str], density: float, step: int, gradients: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Masks of layers that share one budget."""
+        pattern, settings = self.pattern, self.settings
+        cells = [pattern.cells(trained_weight(self.layers[n])) for n in names]
+        if settings.growth in ("magnitude", "phases") or density == 1.0:
+            masks = pattern.choose(cells, density=density)
+        else:
+            masks = regrow(
+                pattern,
+                magnitudes=cells,
+                alive=[pattern.alive(self.masks[n].forward_mask) for n in names],
+                growth_scores=self._growth_scores(names, cells, step, gradients),
+                density=density,
+                share=settings.share_at(step),
+            )
+        return {name: pattern.expand(mask) for name, mask in zip(names, masks, strict=True)}
+
+    def _growth_scores(
+        self, names: list[str], cells: Masks, step: int, gradients: Mapping[str, Tensor]
+    ) -> list[Tensor] | None:
+        if self.settings.share_at(step) == 0.0:
+            return None
+        if self.settings.growth == "gradient":
+            return [self.pattern.cells(gradients[name]) for name in names]
+        if self.settings.growth == "random":
+            seed = self.settings.seed
+            return [
+                random_scores(c.shape, seed=seed, step=step, layer=name).to(c.device)
+                for name, c in zip(names, cells, strict=True)
+            ]
+        return None
+
+    def _learning_masks(self, step: int, used: dict[str, Tensor]) -> dict[str, Tensor]:
+        density = self.settings.backward_density_at(step)
+        if density == self.settings.density_at(step):
+            return used
+        if density == 1.0:
+            return {name: torch.ones_like(mask) for name, mask in used.items()}
+        chosen = {}
+        for name, layer in self.layers.items():
+            wider = self.pattern.choose([self.pattern.cells(trained_weight(layer))], density=density)
+            chosen[name] = self.pattern.expand(wider[0]) | used[name]
+        return chosen
+
+    def _learned_until(self, step: int, mask: MaskWeight) -> Tensor:
+        """Entries whose moments are real: a dense gradient read for RigL was masked again."""
+        if mask.backward_mask is not None:
+            return mask.backward_mask
+        if self.settings.growth == "magnitude" and self.settings.start < step:
+            return torch.ones_like(mask.forward_mask)
+        return mask.forward_mask
+
+    def _record(self, step: int, churns: Mapping[str, float]) -> dict[str, Any]:
+        layers = {
+            name: {
+                "density": density_of(mask.forward_mask),
+                "churn": churns[name],
+                "explored": explored_share(mask.explored),
+                "dead_neurons": dead_neurons(mask.forward_mask),
+            }
+            for name, mask in self.masks.items()
+        }
+        sizes = {name: mask.forward_mask.numel() for name, mask in self.masks.items()}
+        total = sum(sizes.values())
+        overall = {
+            key: sum(layers[n][key] * sizes[n] for n in layers) / total
+            for key in ("density", "churn", "explored")
+        }
+        dead = sum(int(layer["dead_neurons"]) for layer in layers.values())
+        return {"step": step, **overall, "dead_neurons": dead, "layers": layers}

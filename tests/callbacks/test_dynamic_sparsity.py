@@ -1,0 +1,160 @@
+"""Dynamic sparsity in a real training run: exact, dead stays dead, resumes to the bit."""
+
+import lightning as L
+import pytest
+import torch
+from compress.callbacks import DynamicSparsity
+from compress.errors import UnsupportedScheme
+from compress.module import CompressionModule
+from compress.sparsify.transform import MaskWeight
+from compress.transforms import trained_weight, transformed_layers
+from tests.tiny import TinyData, tiny_llama
+
+WAYS = {
+    "static": {"growth": "none"},
+    "set": {"growth": "random"},
+    "rigl": {"growth": "gradient", "budget": "erk"},
+    "sr-ste": {"growth": "magnitude", "pattern": "2:4", "density": None, "decay": 2e-4},
+    "top-kast": {"growth": "magnitude", "backward_density": 0.75},
+    "ac-dc": {"growth": "phases"},
+    "gradual": {"growth": "magnitude", "schedule": "cubic", "budget": "global"},
+    "blocks": {"growth": "gradient", "pattern": "8x8"},
+}
+EXACT = [way for way in WAYS if way not in ("rigl", "gradual")]
+
+
+def fit(way="rigl", *, steps=6, accumulate=1, ckpt=None, folder=None, also=(), **changes):
+    L.seed_everything(0, verbose=False)
+    settings = {"density": 0.5, "every": 2, "stop": 5, **WAYS[way], **changes}
+    sparsity = DynamicSparsity(**settings)
+    module = CompressionModule(student=tiny_llama(layers=1), warmup_steps=1)
+    trainer = L.Trainer(
+        max_steps=steps, accumulate_grad_batches=accumulate, gradient_clip_val=0.5,
+        callbacks=[sparsity, *also], accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder,
+    )  # fmt: skip
+    data = torch.utils.data.DataLoader(TinyData(rows=48), batch_size=4)
+    trainer.fit(module, data, ckpt_path=ckpt)
+    return module, sparsity, trainer
+
+
+def masks_of(module):
+    return {
+        name: layer.parametrizations.weight[0]
+        for name, layer in transformed_layers(module.student)
+    }
+
+
+class Watch(L.Callback):
+    """Notes at each step whether unused entries moved, and the norm that clipping sees."""
+
+    def __init__(self):
+        self.unused_gradient = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.unused_gradient.append(
+            sum(
+                float((trained_weight(layer).grad * ~layer.parametrizations.weight[0].forward_mask)
+                      .abs().sum())
+                for _, layer in transformed_layers(pl_module.student)
+            )
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_growth_ends_at_its_density(way):
+    module, sparsity, _ = fit(way)
+    masks = masks_of(module)
+    assert sparsity.history[-1]["density"] == pytest.approx(0.5, abs=1e-3)
+    if way in EXACT:
+        for mask in masks.values():
+            assert int(mask.forward_mask.sum()) * 2 == mask.forward_mask.numel()
+    assert [r["step"] for r in sparsity.history] == [0, 2, 4, 5]
+
+
+@pytest.mark.parametrize("way", ["static", "set", "rigl"])
+def test_dead_weights_stay_exactly_zero_through_adam_clipping_and_decay(way):
+    watch = Watch()
+    module, _, trainer = fit(way, also=[watch])
+    (optimizer,) = trainer.optimizers
+    for name, layer in transformed_layers(module.student):
+        weight, dead = trained_weight(layer), ~masks_of(module)[name].forward_mask
+        assert (weight[dead] == 0).all()
+        assert (optimizer.state[weight]["exp_avg"][dead] == 0).all()
+        assert (optimizer.state[weight]["exp_avg_sq"][dead] == 0).all()
+    assert watch.unused_gradient == [0.0] * 6  # before clipping
+
+
+def test_a_dense_backward_reaches_unused_weights_until_stop():
+    watch = Watch()
+    fit("sr-ste", also=[watch])
+    assert all(value > 0 for value in watch.unused_gradient[:5])
+    assert watch.unused_gradient[5] == 0.0
+
+
+@pytest.mark.parametrize("way", ["set", "rigl"])
+def test_exchange_happens_and_explores(way):
+    _, sparsity, _ = fit(way)
+    churns = [record["churn"] for record in sparsity.history]
+    assert churns[1] > 0 and churns[2] > 0
+    assert sparsity.history[-1]["explored"] > sparsity.history[-1]["density"]
+
+
+def test_static_masks_do_not_move():
+    _, sparsity, _ = fit("static")
+    assert [record["churn"] for record in sparsity.history] == [0.0] * 4
+
+
+def test_accumulation_counts_optimizer_steps():
+    _, sparsity, _ = fit("set", steps=5, accumulate=2)
+    assert [record["step"] for record in sparsity.history] == [0, 2, 4, 5]
+
+
+@pytest.mark.parametrize("way", ["set", "rigl", "sr-ste", "top-kast", "ac-dc"])
+@pytest.mark.parametrize("cut", [2, 3])
+def test_resume_is_bit_exact(way, cut, tmp_path):
+    whole, sparsity, _ = fit(way)
+    _, _, trainer = fit(way, steps=cut)
+    trainer.save_checkpoint(tmp_path / "cut.ckpt")
+    resumed, again, _ = fit(way, ckpt=tmp_path / "cut.ckpt")
+    expected, state = whole.state_dict(), resumed.state_dict()
+    assert all(state[key].equal(expected[key]) for key in expected)
+    assert again.history == sparsity.history
+
+
+def test_checkpoints_hold_one_bit_a_weight(tmp_path):
+    module, _, trainer = fit("set", steps=1)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    state = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
+    packed = {k: v for k, v in state.items() if k.endswith("forward_mask")}
+    assert len(packed) == len(masks_of(module)) == 7
+    assert all(v.dtype == torch.uint8 for v in packed.values())
+    assert sum(v.numel() for v in packed.values()) * 8 == sum(
+        m.forward_mask.numel() for m in masks_of(module).values()
+    )
+
+
+def test_the_head_stays_dense_and_names_choose_layers():
+    module, _, _ = fit("set", steps=1, include="*mlp*", exclude="*down_proj")
+    assert [n.rpartition(".")[2] for n in masks_of(module)] == ["gate_proj", "up_proj"]
+    assert all(isinstance(m, MaskWeight) for m in masks_of(module).values())
+
+
+def test_widths_that_do_not_divide_are_refused_with_every_layer():
+    callback = DynamicSparsity(pattern="7x7", density=0.5)
+    with pytest.raises(UnsupportedScheme, match="7 of 7 layers"):
+        callback.attach(tiny_llama(layers=1))
+
+
+def test_two_ranks_with_equal_weights_and_gradients_make_equal_masks():
+    masks = []
+    for _rank in range(2):
+        torch.manual_seed(_rank)  # ranks differ in their random state
+        callback = DynamicSparsity(growth="random", every=1, stop=10, density=0.3)
+        student = tiny_llama(layers=1)
+        callback.attach(student)
+        for step in (1, 2, 3):
+            callback.advance(student, step)
+        masks.append([m.forward_mask for m in callback.sparse.masks.values()])
+    assert all(a.equal(b) for a, b in zip(*masks, strict=True))
