@@ -1,0 +1,134 @@
+"""A served teacher answers as the model behind it, and every misbehaviour ends in a clear error."""
+
+import math
+import socket
+
+import pytest
+import torch
+
+from compress.contract import Want
+from compress.errors import BadInput
+from compress.teachers.http_json import JsonClient
+from compress.teachers.served import ServedTeacher
+from tests.teachers.fake_server import Behaviour, serving
+from tests.teachers.toys import ToyTeacher, rows
+
+LOGITS = Want(logits=True)
+
+
+def ask(behaviour, batch=None, *, want=LOGITS, **settings):
+    settings = {"vocab_size": 50, "top_k": 4, "backoff": 0.01, "retries": 2, **settings}
+    with serving(behaviour) as url:
+        return ServedTeacher(url, "toy", **settings).signal(batch or rows(3), want)
+
+
+def test_served_entries_are_the_teachers_likeliest_tokens():
+    teacher, batch = ToyTeacher(), rows(3)
+    signal = ask(Behaviour(teacher), batch)
+    values, tokens = teacher.log_probs(batch).topk(4)
+    assert torch.equal(signal.tokens_BLK[:, :-1], tokens[:, :-1])
+    assert torch.allclose(signal.log_probs_BLK[:, :-1], values[:, :-1])
+    assert torch.allclose(signal.log_probs_BLK[:, -1], torch.tensor(-math.log(50)))
+
+
+def test_padding_is_not_sent():
+    teacher, batch = ToyTeacher(), rows(2)
+    padded = {"input_ids": torch.nn.functional.pad(batch["input_ids"], (3, 0), value=49)}
+    padded["attention_mask"] = torch.nn.functional.pad(torch.ones(2, 12), (3, 0))
+    plain, found = ask(Behaviour(teacher), batch), ask(Behaviour(teacher), padded)
+    assert torch.equal(found.log_probs_BLK[:, 3:], plain.log_probs_BLK)
+
+
+def test_no_more_requests_than_allowed_are_in_flight():
+    behaviour = Behaviour(ToyTeacher())
+    ask(behaviour, rows(12), concurrency=3)
+    assert behaviour.asked == 12 and 2 <= behaviour.most <= 3
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_again(status):
+    behaviour = Behaviour(ToyTeacher(), failures=2, status=status)
+    ask(behaviour, rows(1))
+    assert behaviour.asked == 3
+
+
+def test_a_server_that_stays_busy_ends_the_run_with_its_words():
+    with pytest.raises(BadInput, match=r"failed 3 times, last: 503 .*busy"):
+        ask(Behaviour(ToyTeacher(), failures=99))
+
+
+def test_a_refusal_is_not_repeated():
+    behaviour = Behaviour(ToyTeacher(), failures=99, status=401)
+    with pytest.raises(BadInput, match=r"refuses /v1/completions: 401"):
+        ask(behaviour, rows(1))
+    assert behaviour.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("drip", "no answer within 0.4 s"),
+        ("flood", "sends more than"),
+        ("html", "without JSON"),
+        ("chat only", "does not answer as vLLM does"),
+        ("cut", "IncompleteRead"),
+    ],
+)
+def test_misbehaviour_is_told(mode, message):
+    with pytest.raises(BadInput, match=message):
+        ask(Behaviour(ToyTeacher(), mode=mode), rows(1), timeout=0.4, retries=1)
+
+
+def test_a_server_that_is_down_is_told():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(BadInput, match=r"failed 2 times, last: ConnectionRefusedError"):
+        ServedTeacher(f"http://127.0.0.1:{port}", "toy", vocab_size=50, retries=1, backoff=0.01)
+
+
+def test_a_model_that_is_not_served_is_refused():
+    with (
+        serving(Behaviour(ToyTeacher())) as url,
+        pytest.raises(BadInput, match=r"serves \['toy'\], not 'other'"),
+    ):
+        ServedTeacher(url, "other", vocab_size=50)
+
+
+def test_another_vocabulary_is_refused():
+    with pytest.raises(BadInput, match=r"beyond the student's vocabulary of 20"):
+        ask(Behaviour(ToyTeacher()), vocab_size=20)
+
+
+class CodePoints:
+    def __init__(self, shift):
+        self.shift = shift
+
+    def encode(self, text, add_special_tokens):
+        return [ord(c) + self.shift for c in text]
+
+
+def test_another_tokenizer_is_refused():
+    ask(Behaviour(ToyTeacher()), tokenizer=CodePoints(0))
+    with pytest.raises(BadInput, match="serve a teacher of the student's family"):
+        ask(Behaviour(ToyTeacher()), tokenizer=CodePoints(1))
+
+
+def test_too_few_log_probabilities_are_refused():
+    with pytest.raises(BadInput, match="--max-logprobs 9"):
+        ask(Behaviour(ToyTeacher(), max_logprobs=4), top_k=9)
+
+
+def test_features_are_refused():
+    with pytest.raises(BadInput, match="gives logits alone, not layer"):
+        ask(Behaviour(ToyTeacher()), want=Want(features=("layer",)))
+
+
+def test_the_key_is_sent_and_never_in_clear_to_another_machine(monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", "secret")
+    behaviour = Behaviour(ToyTeacher())
+    ask(behaviour, rows(1), api_key_env="TEACHER_KEY")
+    assert behaviour.keys == ["Bearer secret"]
+    with pytest.raises(BadInput, match="in clear") as caught:
+        JsonClient(url="http://teacher.example:8000", api_key="secret")
+    assert "secret" not in str(caught.value)
