@@ -1,0 +1,137 @@
+"""A local teacher answers as its model, stays frozen and outside the LightningModule."""
+
+import pytest
+import torch
+
+from compress.contract import Want
+from compress.errors import BadInput, UnsupportedModel
+from compress.module import CompressionModule
+from compress.teachers.local import (
+    LocalTeacher,
+    check_checkpoint,
+    check_vocabulary,
+    load_hf_teacher,
+)
+from tests.tiny import VOCAB, tiny_batch, tiny_llama
+
+LOGITS = Want(logits=True)
+
+
+def logits_of(signal):
+    return signal.head(signal.hidden_SLH)
+
+
+def test_logits_are_the_models_own():
+    model, batch = tiny_llama(), tiny_batch()
+    teacher = LocalTeacher(model)
+    assert teacher.vocab_size == VOCAB
+    expected = model(input_ids=batch["input_ids"]).logits
+    assert torch.equal(logits_of(teacher.signal(batch, LOGITS)), expected)
+
+
+def test_features_are_the_modules_outputs():
+    model, batch = tiny_llama(), tiny_batch()
+    names = ("model.layers.0", "model.layers.1.mlp")
+    found = LocalTeacher(model).signal(batch, Want(features=names))
+    assert found.hidden_SLH is None and tuple(found.features) == names
+    states = model(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states
+    assert torch.equal(found.features["model.layers.0"], states[1])
+
+
+def test_a_misspelt_feature_is_refused():
+    with pytest.raises(BadInput, match=r"Did you mean 'model.layers.1'"):
+        LocalTeacher(tiny_llama()).signal(tiny_batch(), Want(features=("model.layer.1",)))
+
+
+def test_nothing_of_it_is_trained_or_saved():
+    teacher = LocalTeacher(tiny_llama())
+    module = CompressionModule(student=tiny_llama(seed=1), teacher=teacher)
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    assert not teacher.model.training
+    module.train()
+    assert not teacher.model.training
+    assert all(key.startswith("student.") for key in module.state_dict())
+
+
+def test_its_signal_meets_autograd_as_a_constant():
+    signal = LocalTeacher(tiny_llama()).signal(tiny_batch(), LOGITS)
+    scale = torch.ones((), requires_grad=True)
+    (logits_of(signal) * scale).sum().backward()
+    assert scale.grad is not None
+
+
+def test_a_lower_dtype_casts_weights_and_spares_the_rotary_frequencies():
+    model, batch = tiny_llama(), tiny_batch()
+    expected = model(input_ids=batch["input_ids"]).logits
+    teacher = LocalTeacher(model, dtype="bfloat16")
+    signal = teacher.signal(batch, LOGITS)
+    assert signal.hidden_SLH.dtype == torch.bfloat16
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert 0 < (logits_of(signal).float() - expected).abs().max() < 0.05
+
+
+def test_tied_weights_stay_tied_in_a_lower_dtype():
+    model = tiny_llama(tie_word_embeddings=True)
+    LocalTeacher(model, dtype="bfloat16").signal(tiny_batch(), LOGITS)
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+def test_a_model_that_caps_its_logits_is_refused():
+    model = tiny_llama()
+    model.lm_head.register_forward_hook(lambda _m, _a, out: torch.tanh(out) * 0.01)
+    with pytest.raises(UnsupportedModel, match="cap or scale"):
+        LocalTeacher(model).signal(tiny_batch(), LOGITS)
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(BadInput, match="int3"):
+        LocalTeacher(tiny_llama(), dtype="int3")
+
+
+def test_a_saved_model_loads_frozen_and_equal(tmp_path):
+    model, batch = tiny_llama(), tiny_batch()
+    model.save_pretrained(tmp_path)
+    loaded = load_hf_teacher(str(tmp_path))
+    assert not any(p.requires_grad for p in loaded.parameters())
+    expected = model(input_ids=batch["input_ids"]).logits
+    assert torch.equal(logits_of(LocalTeacher(loaded).signal(batch, LOGITS)), expected)
+    assert LocalTeacher(loaded).name_or_path == str(tmp_path)
+
+
+def test_pickled_weights_are_refused_with_the_way_out(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
+    with pytest.raises(BadInput, match=r"pytorch_model.bin.*save_pretrained"):
+        load_hf_teacher(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("./no/such/folder", "there is no folder"), ("{tmp}", "holds no config.json")],
+)
+def test_a_wrong_path_is_refused_early(tmp_path, path, message):
+    with pytest.raises(BadInput, match=message):
+        check_checkpoint(path.format(tmp=tmp_path))
+
+
+def test_a_hub_name_offline_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(BadInput, match="HF_HUB_OFFLINE"):
+        check_checkpoint("nobody/nothing")
+
+
+class Words:
+    def __init__(self, *words):
+        self.words = words
+
+    def get_vocab(self):
+        return {word: index for index, word in enumerate(self.words)}
+
+
+def test_equal_vocabularies_pass():
+    check_vocabulary(Words("a", "b"), Words("a", "b"))
+
+
+def test_different_vocabularies_are_refused_with_numbers():
+    with pytest.raises(BadInput, match=r"3 and 3 tokens, 2 of the 2 shared .* 2 known to one"):
+        check_vocabulary(Words("a", "b", "c"), Words("b", "a", "d"))
