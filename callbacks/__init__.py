@@ -2,5 +2,14 @@
 
 from compress.callbacks.base import CompressionCallback
 from compress.callbacks.dynamic_sparsity import DynamicSparsity
+from compress.callbacks.feature_distillation import FeatureDistillation
+from compress.callbacks.logits_distillation import LogitsDistillation
+from compress.callbacks.routed_distillation import RoutedDistillation
 
-__all__ = ["CompressionCallback", "DynamicSparsity"]
+__all__ = [
+    "CompressionCallback",
+    "DynamicSparsity",
+    "FeatureDistillation",
+    "LogitsDistillation",
+    "RoutedDistillation",
+]

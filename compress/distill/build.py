@@ -32,7 +32,7 @@ class LogitSettings:
             `skewed_reverse_kl` or `total_variation`.
         temperature: at step 0; 1.0 compares the distributions themselves, towards infinity the
             centred logits (Hinton et al. 2015, section 2.1).
-        final_temperature: from step `temperature_steps` on, a straight line between; None: constant.
+        final_temperature: reached in a straight line; None: constant.
         temperature_steps: optimizer steps of that line.
         scale_by_temperature_squared: True multiplies by T^2, so that the gradient's size does not
             depend on T; False leaves it shrink like 1 / T^2.

@@ -69,7 +69,7 @@ def reverse_kl(log_p: Tensor, log_q: Tensor) -> Slope:
 
 
 def jensen_shannon(log_p: Tensor, log_q: Tensor, *, beta: float = 0.5) -> Slope:
-    """beta KL(q | m) + (1 - beta) KL(p | m), m = beta q + (1 - beta) p.
+    """Beta KL(q | m) + (1 - beta) KL(p | m), m = beta q + (1 - beta) p.
 
     Generalised Jensen-Shannon (Agarwal et al. 2023, GKD, arXiv 2306.13649, eq. 1); bounded.
 
@@ -118,7 +118,7 @@ def skewed_reverse_kl(log_p: Tensor, log_q: Tensor, *, skew: float = 0.1) -> Slo
 
 
 def total_variation(log_p: Tensor, log_q: Tensor) -> Slope:
-    """sum |p - q| / 2: bounded by 1, blind to tiny probabilities (Wen et al. 2023, 2307.15190)."""
+    """Sum |p - q| / 2: bounded by 1, blind to tiny probabilities (Wen et al. 2023, 2307.15190)."""
     p = log_p.exp()
     gap = p - log_q.exp_()
     value = 0.5 * torch.linalg.vector_norm(gap, ord=1, dim=1)

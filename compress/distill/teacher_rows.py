@@ -64,7 +64,7 @@ class TeacherRows:
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def log_probs(self, rows_K: Tensor, *, size: int, temperature: float = 1.0) -> Tensor:
-        """log softmax(logits / temperature) over the first `size` tokens; a new tensor."""
+        """Log softmax(logits / temperature) over the first `size` tokens; a new tensor."""
         logits = self.logits(rows_K, size=size)
         if temperature != 1.0:
             logits /= temperature

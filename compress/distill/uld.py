@@ -47,7 +47,7 @@ class SortedTerm:
 
 
 def sorted_distance(p_CV: Tensor, q_CU: Tensor) -> tuple[Tensor, Tensor]:
-    """sum |sorted p - sorted q| of each row, and its derivative by p.
+    """Sum |sorted p - sorted q| of each row, and its derivative by p.
 
     >>> p, q = torch.tensor([[0.7, 0.3]]), torch.tensor([[0.0, 0.3, 0.7]])
     >>> sorted_distance(p, q)[0].item()

@@ -22,13 +22,21 @@ def make_step(
         weight_VH=random(vocab, hidden, seed=seed + 1).requires_grad_(),
         bias_V=random(vocab, seed=seed + 2).requires_grad_() if bias else None,
     )
-    trace = Trace(hidden_BLH=random(rows, length, hidden, seed=seed + 3).requires_grad_(), head=head)
+    trace = Trace(
+        hidden_BLH=random(rows, length, hidden, seed=seed + 3).requires_grad_(), head=head
+    )
     batch = {"input_ids": labels.clamp(min=0), "labels": labels}
     return Step(batch=batch, student=trace, teacher=None, want=Want(), number=0)
 
 
 def make_signal(
-    *, rows: int = 3, length: int = 5, hidden: int = 6, vocab: int = 11, seed: int = 9, sequences=None
+    *,
+    rows: int = 3,
+    length: int = 5,
+    hidden: int = 6,
+    vocab: int = 11,
+    seed: int = 9,
+    sequences=None,
 ) -> DenseSignal:
     head = Head(weight_VH=random(vocab, hidden, seed=seed))
     hidden_SLH = random(rows, length, hidden, seed=seed + 1)

@@ -46,7 +46,7 @@ def test_chunk_size_does_not_change_the_result(chunk_elements):
 
 def test_values_are_reported_by_name_with_their_weight():
     step = make_step()
-    signal, terms = both(step)
+    _signal, terms = both(step)
     total, values = head_losses(step, terms)
     expected = 0.3 * cross_entropy(student_logits(step), step.labels_N)
     torch.testing.assert_close(values["labels"], expected.detach())

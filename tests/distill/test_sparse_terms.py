@@ -5,7 +5,7 @@ from torch.nn.functional import log_softmax
 from compress.contract import TopKSignal
 from compress.distill.build import LogitSettings, teacher_term
 from compress.errors import BadInput
-from tests.distill.support import assert_same, make_signal, make_step, ours, student_logits
+from tests.distill.support import make_signal, make_step, ours, student_logits
 from tests.distill.test_divergences import NAMES, plain
 
 
@@ -26,7 +26,9 @@ def with_rest(few):
 
 
 def term(step, signal, **settings):
-    return {"logits": teacher_term(step, LogitSettings(teacher_weight=1.0, **settings), signal=signal)}
+    return {
+        "logits": teacher_term(step, LogitSettings(teacher_weight=1.0, **settings), signal=signal)
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,7 +20,9 @@ def kl(log_p, log_q, *, rows=None):
 
 
 def term(step, signal, **settings):
-    return {"logits": teacher_term(step, LogitSettings(teacher_weight=1.0, **settings), signal=signal)}
+    return {
+        "logits": teacher_term(step, LogitSettings(teacher_weight=1.0, **settings), signal=signal)
+    }
 
 
 @pytest.mark.parametrize("squared", [True, False])

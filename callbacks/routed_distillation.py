@@ -1,0 +1,107 @@
+"""Distillation that spends the teacher where it pays; the router is in `compress.distill`."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from lightning import LightningModule, Trainer
+
+from compress.callbacks.base import CompressionCallback
+from compress.contract import LogitTerm, Step
+from compress.distill.build import LogitSettings, teacher_term
+from compress.distill.paths import make_paths
+from compress.distill.router import Router
+from compress.errors import BadInput
+
+
+class RoutedDistillation(CompressionCallback):
+    """Runs the student first and the teacher only for the sequences that gain most by it.
+
+    Each rank sends a fixed share of its rows down each path, so cost and shapes are known
+    beforehand; a few random rows are audited on every path, and from these the router learns what
+    a path is worth to rows of each difficulty. Use it in place of `LogitsDistillation`.
+
+    Args:
+        teacher_weight: factor of the loss; 0.0 still routes, and teaches nothing.
+        capacities: share of rows a path: `full`, `exit<layers>` (`exit4`: the teacher's first 4
+            layers), or a name of `teachers`; what is left skips the teacher.
+        router: `difficulty`; for comparison `random`, `hardest`, `easiest`, `full` (every row).
+        measure: of difficulty: `label_loss` or `entropy`.
+        audit_share: share of rows audited on every path, drawn at random.
+        bins: difficulty bins, by rank in the batch; 1 knows no difficulty.
+        rescale: True divides each path's loss by the share of rows it covered, so that few rows
+            weigh as much as all; False lets fewer rows weigh less.
+        divergence: as for `LogitsDistillation`.
+        temperature: as for `LogitsDistillation`.
+        vocab_size: as for `LogitsDistillation`.
+        teachers: further teachers by name, each a path of its own.
+        lens_learning_rate: of the exits' calibration; 0.0 leaves them as they are.
+        seed: of audits and random routes.
+        name: of the loss terms; default `routed`.
+
+    Raises:
+        BadInput: a setting is unknown or out of range, or the shares add up to more than 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher_weight: float = 0.5,
+        capacities: Mapping[str, float] | None = None,
+        router: str = "difficulty",
+        measure: str = "label_loss",
+        audit_share: float = 0.03,
+        bins: int = 4,
+        rescale: bool = False,
+        divergence: str = "forward_kl",
+        temperature: float = 1.0,
+        vocab_size: int | None = None,
+        teachers: Mapping[str, Any] | None = None,
+        lens_learning_rate: float = 1e-3,
+        seed: int = 0,
+        name: str = "",
+    ) -> None:
+        """Checks the settings; the paths are made when the teacher is there."""
+        super().__init__(name=name)
+        self.settings = LogitSettings(
+            teacher_weight=teacher_weight, divergence=divergence, temperature=temperature,
+            vocab_size=vocab_size,
+        )  # fmt: skip
+        self.capacities = dict(capacities or {"full": 0.3})
+        self.teachers, self.rescale, self.term = dict(teachers or {}), rescale, name or "routed"
+        self.router_settings: dict[str, Any] = {
+            "router": router, "measure": measure, "audit_share": audit_share, "bins": bins,
+            "lens_learning_rate": lens_learning_rate, "seed": seed,
+        }  # fmt: skip
+        self.router: Router | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes the paths; before restore, so that their state finds them."""
+        super().setup(trainer, pl_module, stage)
+        if self.router is None:
+            if pl_module.teacher is None:
+                raise BadInput("routing needs a teacher: set teacher=...")
+            paths = make_paths(pl_module.teacher, self.teachers, self.capacities)
+            self.router = Router(paths, capacities=self.capacities, **self.router_settings)
+
+    def losses(self, step: Step) -> Iterator[tuple[str, LogitTerm]]:
+        """One logit term a path."""
+        sequences = step.student.hidden_BLH.shape[0]
+        for path, signal in self.router.route(step).items():
+            share = signal.sequences_S.numel() / sequences if self.rescale else 1.0
+            settings = replace(self.settings, teacher_weight=self.settings.teacher_weight / share)
+            term = self.term if path == "full" else f"{self.term}_{path}"
+            yield term, teacher_term(step, settings, signal=signal)
+
+    @property
+    def teacher_cost(self) -> dict[str, Any]:
+        """This rank's teacher FLOPs and rows so far, for the report."""
+        return self.router.ledger.as_dict() if self.router else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Table, calibration, cost and place in the random stream."""
+        return self.router.state_dict() if self.router else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them up again."""
+        self.router.load_state_dict(state_dict)
