@@ -11,6 +11,10 @@ from filelock import FileLock
 
 from compress.errors import BadInput
 
+UNWRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
+)  # fmt: skip
+
 
 def data_folder(cache_dir: str | Path | None) -> Path:
     """Where tokens are kept: `cache_dir`, or data/ under COMPRESS_CACHE or ~/.cache/compress."""
@@ -36,7 +40,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
             if not folder.exists():
                 _build_beside(folder, build)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in UNWRITABLE:
             raise
         raise BadInput(
             f"cannot write the data cache {folder.parent}: {error.strerror}. "

@@ -69,7 +69,7 @@ class Router:
         if len(audited):
             counter = FlopCounterMode(display=False)
             with counter:
-                self._audit(step, raw, chosen, audited, bins_B)
+                self._audit(step, raw, audited, bins_B)
             for kind in ("audit_flops", "flops"):
                 self.ledger.add(kind, counter.get_total_flops())
         answers = {n: self._answer(n, s, chosen[n], audited, step) for n, s in raw.items()}
@@ -113,9 +113,9 @@ class Router:
 
     def _run(self, name: str, rows: Tensor, step: Step) -> DenseSignal:
         path, batch = self.paths[name], rows_of(step.batch, rows)
-        run = path.raw if isinstance(path, ExitPath) else path
-        self.ledger.add("flops", self.ledger.price(name, run, batch) * len(rows))
-        signal: DenseSignal = run(batch)  # type: ignore[assignment]
+        self.ledger.add("flops", self.ledger.price(name, path, batch) * len(rows))
+        signal = path.raw(batch) if isinstance(path, ExitPath) else path(batch)
+        assert isinstance(signal, DenseSignal)  # the price was taken of one
         return signal
 
     def _answer(
@@ -138,7 +138,6 @@ class Router:
         self,
         step: Step,
         raw: Mapping[str, DenseSignal],
-        chosen: Mapping[str, Tensor],
         audited: Tensor,
         bins_B: Tensor,
     ) -> None:

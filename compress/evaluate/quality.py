@@ -100,7 +100,8 @@ def compare(
     """Both models on the same tokens: losses, top-1 agreement, KL(baseline || model).
 
     Args:
-        model: what is judged; `baseline` what it is held against. Both stay as they were.
+        model: what is judged; stays as it was, as does the baseline.
+        baseline: what it is held against; it sees the same vocabulary.
         batches: as for `token_loss`.
         max_batches: stop after so many; None takes all.
 

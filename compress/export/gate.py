@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from compress.errors import UnsupportedScheme, did_you_mean
@@ -44,7 +45,11 @@ class Verdict:
 
 
 def gate(
-    student_or_plan: nn.Module | ExportPlan, *, target: str, purpose: Purpose = "size"
+    student_or_plan: nn.Module | ExportPlan,
+    *,
+    target: str,
+    purpose: Purpose = "size",
+    dtype: torch.dtype | None = None,
 ) -> Verdict:
     """Check that `target` can serve what will be trained; call it once transforms are attached.
 
@@ -52,6 +57,7 @@ def gate(
         student_or_plan: a model with its transforms attached, or its plan.
         target: `vllm`, `transformers` or `modelopt`.
         purpose: `speed` refuses sparsity that the target cannot run faster; `size` notes it.
+        dtype: of the export; None leaves unchecked what depends on it.
 
     Raises:
         UnsupportedScheme: with every offence: the reason, the layers and the way out.
@@ -65,13 +71,20 @@ def gate(
         raise UnsupportedScheme(f"purpose={purpose!r} is unknown.{hint} Use speed or size.")
     plan = student_or_plan
     if isinstance(plan, nn.Module):
-        plan = collect_plan(plan)
-    asked = [*RULES[target], *([rules.zeros_pay_in(target)] if purpose == "speed" else [])]
+        plan = collect_plan(plan, trained=False)
+    asked = [*RULES[target], *_asked_for(target, purpose, dtype)]
     offences = [offence for rule in asked for offence in rule(plan)]
     if offences:
         listed = "\n".join(str(offence) for offence in offences)
         raise UnsupportedScheme(f"target={target} cannot serve this plan.\n{listed}")
     return Verdict(target=target, scheme=plan_name(plan), notes=tuple(_notes(plan, target)))
+
+
+def _asked_for(target: str, purpose: Purpose, dtype: torch.dtype | None) -> Iterator[rules.Rule]:
+    if purpose == "speed":
+        yield rules.zeros_pay_in(target)
+    if target == "vllm" and dtype is not None:
+        yield rules.scales_fit(dtype)
 
 
 def _notes(plan: ExportPlan, target: str) -> Iterator[str]:

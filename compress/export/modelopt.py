@@ -69,12 +69,7 @@ def to_modelopt(parts: Mapping[str, Tensor], *, name: str) -> dict[str, Tensor]:
         "weight_scale_2": 1.0 / _scalar(parts["weight_global_scale"], name, "weight_global_scale"),
         "input_scale": 1.0 / _scalar(parts["input_global_scale"], name, "input_global_scale"),
     }
-    return {
-        **kept,
-        "weight": parts["weight_packed"],
-        "weight_scale": parts["weight_scale"],
-        **second,
-    }
+    return {**kept, "weight": parts["weight_packed"], **scales}
 
 
 def from_modelopt(found: Mapping[str, Tensor], plan: ExportPlan) -> dict[str, Tensor]:

@@ -28,7 +28,8 @@ class LayerPlan:
 
     `tensors` go to the file under their names: `weight_scale`, `weight_zero_point`,
     `weight_global_scale`, `input_scale`, `input_zero_point`, `input_global_scale`.
-    `mask` is True where a weight lives.
+    `mask` is True where a weight lives; `scale_dtype` is what the training forward rounds its
+    scales to.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LayerPlan:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
     pattern: str | None = None
+    scale_dtype: torch.dtype | None = None
 
     @property
     def quantized(self) -> bool:
@@ -85,8 +87,14 @@ class ExportPlan:
         return tuple(layer for layer in self.layers if layer.mask is not None)
 
 
-def collect_plan(student: nn.Module) -> ExportPlan:
+def collect_plan(student: nn.Module, *, trained: bool = True) -> ExportPlan:
     """Read the records of every transform on `student`; the model is left untouched.
+
+    Args:
+        student: a Hugging Face model, transforms attached.
+        trained: False before training: quantisers may wait for their first step or their
+            calibration still, and count as they will be. True: a quantiser that is switched off
+            leaves its layer dense.
 
     Raises:
         UnsupportedScheme: a record that no exporter knows.
@@ -98,7 +106,9 @@ def collect_plan(student: nn.Module) -> ExportPlan:
     }
     config = config_of(student)
     return ExportPlan(
-        layers=tuple(_layer_plan(name, layer) for name, layer in transformed_layers(student)),
+        layers=tuple(
+            _layer_plan(name, layer, trained=trained) for name, layer in transformed_layers(student)
+        ),
         linears=linears,
         head=output_head_name(student),
         tied_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
@@ -107,21 +117,24 @@ def collect_plan(student: nn.Module) -> ExportPlan:
     )
 
 
-def _layer_plan(name: str, layer: nn.Module) -> LayerPlan:
+def _layer_plan(name: str, layer: nn.Module, *, trained: bool) -> LayerPlan:
+    # first of all: a scale that follows the weight is brought up to date by this forward
+    shape = tuple(layer.weight.shape)  # type: ignore[union-attr, arg-type]
     records = [transform.scheme() for transform in transforms_of(layer)]
     _refuse_unknown(name, records)
-    quantizer = next((r for r in records if r.kind == "quantize"), None)
     masks = [r for r in records if r.kind == "mask"]
-    inputs = _input_record(layer)
+    quantizer = _switched_on([r for r in records if r.kind == "quantize"], trained=trained)
+    inputs = _switched_on(_input_records(layer, trained=trained), trained=trained)
     return LayerPlan(
         name=name,
         kind=_kind_of(layer),
-        shape=tuple(layer.weight.shape),  # type: ignore[union-attr, arg-type]
+        shape=shape,
         weights=quantizer.args if quantizer else None,
         inputs=inputs.args if inputs else None,
         tensors={**_named("weight", quantizer), **_named("input", inputs)},
         mask=_joint_mask(masks),
         pattern=_pattern_of(masks),
+        scale_dtype=quantizer.details.get("scale_dtype") if quantizer else None,
     )
 
 
@@ -131,9 +144,18 @@ def _kind_of(layer: nn.Module) -> str:
     return next((k.__name__ for k in kinds if isinstance(layer, k)), type(layer).__name__)
 
 
-def _input_record(layer: nn.Module) -> TransformRecord | None:
-    quantizer = dict(layer.named_children()).get(INPUT_QUANTIZER)
-    return quantizer.scheme() if quantizer is not None else None  # type: ignore[operator, no-any-return]
+def _input_records(layer: nn.Module, *, trained: bool) -> list[TransformRecord]:
+    quantizer: Any = dict(layer.named_children()).get(INPUT_QUANTIZER)
+    if quantizer is None:
+        return []
+    if not trained:  # a static scale is calibrated later: only its arguments are known
+        return [TransformRecord(kind="quantize", args=quantizer.args)]
+    return [quantizer.scheme()]
+
+
+def _switched_on(records: list[TransformRecord], *, trained: bool) -> TransformRecord | None:
+    on = (r for r in records if not trained or r.details.get("enabled", True))
+    return next(on, None)
 
 
 def _refuse_unknown(name: str, records: Iterable[TransformRecord]) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from compressed_tensors.quantization import QuantizationArgs
 
 from compress.export.plan import ExportPlan, LayerPlan
@@ -160,6 +161,32 @@ def _refuses_int(
     if bits == 4 and not inputs.dynamic:
         return f"{name}: vLLM's W4A8 needs dynamic inputs"
     return None
+
+
+def scales_fit(dtype: torch.dtype) -> Rule:
+    """Scales of packed integer weights are loaded in the model's dtype."""
+
+    def rule(plan: ExportPlan) -> Iterator[Offence]:
+        rounded = [f"{x.name:<44} {x.scale_dtype}" for x in plan.quantized if _loses(x, dtype)]
+        if rounded:
+            word = str(dtype).removeprefix("torch.")
+            yield Offence(
+                reason=f"vLLM loads these scales as {word}, but they are trained as",
+                layers=tuple(rounded),
+                way_out=f"Train with scale_dtype={word}, or export with dtype=float32.",
+            )
+
+    return rule
+
+
+def _loses(layer: LayerPlan, dtype: torch.dtype) -> bool:
+    packed = (
+        layer.weights is not None
+        and layer.weights.type == "int"
+        and (layer.inputs is None or layer.weights.num_bits < 8)
+    )
+    trained = layer.scale_dtype
+    return packed and trained is not None and torch.promote_types(trained, dtype) != dtype
 
 
 def zeros_pay_in(runtime: str) -> Rule:

@@ -94,8 +94,8 @@ def export(
         BadInput: `path` cannot be written.
     """
     plan = collect_plan(student)
-    verdict = gate(plan, target=target, purpose=purpose)
     chosen = export_dtype(student, dtype)
+    verdict = gate(plan, target=target, purpose=purpose, dtype=chosen)
     with replaced_folder(path) as folder:
         files = WRITERS[target](student, plan, folder, dtype=chosen)
         size = sum(file.stat().st_size for file in files)

@@ -1,6 +1,6 @@
 """Quantisation: schemes, fake quantisation with learned scales, first scales, calibration."""
 
-from compress.quantize.calibration import calibrate, calibration_batches
+from compress.quantize.calibration import calibrate, calibration_batches, start
 from compress.quantize.fake_quantize import fake_quantize, fake_quantize_dynamic
 from compress.quantize.prepare import freeze_scales, prepare, set_enabled
 from compress.quantize.schemes import SCHEMES, check_layers, resolve_scheme
@@ -19,4 +19,5 @@ __all__ = [
     "prepare",
     "resolve_scheme",
     "set_enabled",
+    "start",
 ]

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset, default_collate
 
 from compress.errors import BadInput
+from compress.quantize.prepare import initialize_weights
 from compress.quantize.transforms import QuantizeInput
 
 
@@ -32,34 +33,49 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def calibration_batches(
-    loader: Any, *, samples: int, seed: int
-) -> Iterator[Mapping[str, torch.Tensor]]:
-    """Batches of `samples` rows of the loader's data set, drawn by indices of their own.
-
-    The loader itself is not iterated: its order and random state stay as they are. A data set
-    without a length gives its first rows.
+def start(
+    model: nn.Module,
+    data: Any,
+    *,
+    init: str = "rtn",
+    percentile: float = 0.999,
+    samples: int = 64,
+    seed: int = 0,
+) -> None:
+    """Scales of a prepared model from its present weights and from data: a PTQ model, in place.
 
     Args:
-        loader: a `DataLoader`.
+        model: after `prepare`.
+        data: a data set with rows of tensors; looked at only where something needs data.
+        init: how weights get their scales: `rtn`, `mse`, `percentile`.
+        percentile: for `percentile`, share of magnitudes inside the range.
+        samples: rows to look at.
+        seed: of their draw.
+    """
+    initialize_weights(model, init=init, percentile=percentile)
+    if any(isinstance(m, QuantizeInput) and m.needs_calibration for m in model.modules()):
+        calibrate(model, calibration_batches(data, samples=samples, seed=seed))
+
+
+def calibration_batches(
+    data: Any, *, samples: int, seed: int, rows_per_batch: int = 8
+) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Batches of rows of a data set, drawn by indices of their own: no loader is disturbed.
+
+    Args:
+        data: a data set; one without a length gives its first rows.
         samples: rows in all; more than there are takes all of them.
         seed: of the draw; the same seed takes the same rows.
-
-    Raises:
-        BadInput: there is no data set to draw from, or it is empty.
+        rows_per_batch: rows that run together.
     """
-    if not isinstance(loader, DataLoader):
-        raise BadInput(f"calibration draws from a DataLoader, not from {type(loader).__name__}")
-    data = loader.dataset
     if isinstance(data, IterableDataset):
         rows: Iterator[Any] = islice(iter(data), samples)
     else:
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(data), generator=generator)[:samples]  # type: ignore[arg-type]
+        chosen = torch.randperm(len(data), generator=generator)[:samples]
         rows = (data[int(index)] for index in chosen)
-    size = loader.batch_size or 1
-    while batch := list(islice(rows, size)):
-        yield loader.collate_fn(batch)
+    while batch := list(islice(rows, rows_per_batch)):
+        yield default_collate(batch)
 
 
 def run_batches(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> int:

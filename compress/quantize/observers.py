@@ -15,6 +15,7 @@ from compress.quantize.grid import (
     split_scale,
 )
 
+INITS = ("rtn", "mse", "percentile")
 SHRINKS = tuple(1.0 - 0.02 * step for step in range(41))
 """Clipping points that the MSE search tries: 100 % down to 20 % of the largest magnitude."""
 

@@ -9,15 +9,17 @@ import torch
 from compressed_tensors.quantization import QuantizationScheme
 from torch import Tensor, nn
 
-from compress.errors import UnsupportedScheme
+from compress.errors import BadInput, UnsupportedScheme, did_you_mean
+from compress.quantize.observers import INITS
 from compress.quantize.schemes import check_layers, resolve_scheme
-from compress.quantize.transforms import QuantizeInput, QuantizeWeight
+from compress.quantize.transforms import SCALE_MODES, QuantizeInput, QuantizeWeight
 from compress.targets import choose_layers, matches
 from compress.transforms import (
     INPUT_QUANTIZER,
     Stage,
     attach_input_quantizer,
     attach_transform,
+    transformed_layers,
     transforms_of,
     weight_before,
 )
@@ -29,6 +31,8 @@ def prepare(
     model: nn.Module,
     *,
     scheme: str | QuantizationScheme | None = "W8A8",
+    weight_bits: int | None = None,
+    activation_bits: int = 16,
     group_size: int | None = None,
     activations: str | None = None,
     include: str | Iterable[str] = "*",
@@ -43,7 +47,9 @@ def prepare(
 
     Args:
         model: changed in place; its output head is left out.
-        scheme: a preset's name or a scheme.
+        scheme: a preset's name or a scheme; None takes the bits.
+        weight_bits: see `resolve_scheme`.
+        activation_bits: see `resolve_scheme`.
         group_size: see `resolve_scheme`.
         activations: see `resolve_scheme`.
         include: name patterns of linear layers.
@@ -63,20 +69,37 @@ def prepare(
     layers = choose_layers(model, include=include, exclude=exclude)
     default = scheme
     if not isinstance(default, QuantizationScheme):
-        default = resolve_scheme(default, group_size=group_size, activations=activations)
+        default = resolve_scheme(
+            default, group_size=group_size, activations=activations,
+            weight_bits=weight_bits, activation_bits=activation_bits,
+        )  # fmt: skip
     schemes = _plan(list(layers), default, overrides or {}, model)
     layers = {name: layers[name] for name in schemes}
     check_layers(layers, schemes)
-    fused = fusions(model, layers)
-    _check_fused(fused, schemes)
+    _check_fused(fusions(model, layers), schemes)
     for name, layer in layers.items():
         _attach(
             layer, schemes[name], name=name, init=init, scales=scales,
             learning_rate_scale=scale_learning_rate, scale_dtype=scale_dtype,
         )  # fmt: skip
-    for names in fused:
-        tie([layers[name] for name in names])
+    _tie_fused(model, layers)
     return layers
+
+
+def initialize_weights(model: nn.Module, *, init: str = "rtn", percentile: float = 0.999) -> None:
+    """Scales of every weight quantiser anew from the present (masked) weights."""
+    layers = {n: m for n, m in transformed_layers(model) if weight_quantizer(m) is not None}
+    for layer in layers.values():
+        quantizer = weight_quantizer(layer)
+        assert quantizer is not None
+        before = weight_before(layer, Stage.QUANTIZE).detach()
+        quantizer.initialize(before, init=init, percentile=percentile)
+    _tie_fused(model, layers)
+
+
+def _tie_fused(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    for names in fusions(model, layers):
+        tie([layers[name] for name in names])
 
 
 def fusions(model: nn.Module, names: Iterable[str]) -> list[list[str]]:
@@ -120,6 +143,30 @@ def tie(layers: list[nn.Module]) -> None:
     inputs = [q for layer in layers if (q := input_quantizer(layer)) is not None]
     for other in inputs[1:]:
         other.log_step = inputs[0].log_step
+
+
+def mark_frozen(model: nn.Module) -> None:
+    """After a restore: the scales in the checkpoint were frozen already."""
+    for part in model.modules():
+        if isinstance(part, QuantizeWeight | QuantizeInput):
+            part.frozen = True
+
+
+def check_settings(*, init: str, scales: str, scale_dtype: str | None) -> None:
+    """Refuse unknown words before anything is built.
+
+    Raises:
+        BadInput: names the setting, what is known, and the nearest word.
+    """
+    known = {
+        "init": (init, INITS),
+        "scales": (scales, SCALE_MODES),
+        "scale_dtype": (scale_dtype or "float32", ("float32", "bfloat16", "float16")),
+    }
+    for setting, (value, words) in known.items():
+        if value not in words:
+            hint = did_you_mean(value, words)
+            raise BadInput(f"{setting}={value!r} is unknown.{hint} Use one of {', '.join(words)}")
 
 
 def set_enabled(model: nn.Module, enabled: bool) -> None:

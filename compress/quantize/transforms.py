@@ -262,17 +262,11 @@ class QuantizeInput(_Scales, InputTransform):
 
     @torch.no_grad()
     def scheme(self) -> TransformRecord:
-        """Arguments, and the static or global scale where there is one.
-
-        Raises:
-            BadInput: a static scale was never calibrated.
-        """
-        if not self.ready:
-            raise BadInput(f"{self.name}: its static input scale was never calibrated")
+        """Arguments, and the static or global scale; none before it is calibrated."""
         tensors: dict[str, Tensor] = {}
-        if self.base_scale is not None:
+        if self.base_scale is not None and self.ready:
             tensors["scale"] = self.learned_scale().clone()
-        if self.global_scale is not None:
+        if self.global_scale is not None and self.ready:
             tensors["global_scale"] = self.global_scale.clone()
-        details = {"enabled": self.enabled}
+        details = {"enabled": self.enabled, "calibrated": self.ready}
         return TransformRecord(kind="quantize", args=self.args, tensors=tensors, details=details)

@@ -48,7 +48,11 @@ class SparseLayers:
 
     @torch.no_grad()
     def advance(
-        self, step: int, *, gradients: Mapping[str, Tensor] | None = None, optimizers: Optimizers = ()
+        self,
+        step: int,
+        *,
+        gradients: Mapping[str, Tensor] | None = None,
+        optimizers: Optimizers = (),
     ) -> dict[str, Any] | None:
         """Updates the masks if the settings say so after `step` optimizer steps.
 
@@ -158,7 +162,9 @@ class SparseLayers:
             return {name: torch.ones_like(mask) for name, mask in used.items()}
         chosen = {}
         for name, layer in self.layers.items():
-            wider = self.pattern.choose([self.pattern.cells(trained_weight(layer))], density=density)
+            wider = self.pattern.choose(
+                [self.pattern.cells(trained_weight(layer))], density=density
+            )
             chosen[name] = self.pattern.expand(wider[0]) | used[name]
         return chosen
 

@@ -44,9 +44,7 @@ def regrow(
         density: share of cells kept afterwards.
         share: 0.0 exchanges nothing, 1.0 exchanges all.
     """
-    survivors = pattern.choose(
-        magnitudes, density=_reachable(pattern, alive, density), among=alive
-    )
+    survivors = pattern.choose(magnitudes, density=_reachable(pattern, alive, density), among=alive)
     if growth_scores is None:
         return survivors
     kept = pattern.kept_cells(magnitudes, density)

@@ -174,7 +174,9 @@ def pack_bits(mask: Tensor) -> Tensor:
     """
     flat = mask.flatten().to(torch.uint8)
     padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
-    return (padded << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(-1, dtype=torch.uint8)
+    return (padded << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(
+        -1, dtype=torch.uint8
+    )
 
 
 def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:

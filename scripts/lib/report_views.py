@@ -210,7 +210,8 @@ def sections_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     )  # fmt: skip
     if speed := record_table(report.get("speed"), "Measured speed"):
         sections.append({"title": "Measured speed", "grid": speed})
-    return [section for section in sections if section]
+    empty = {"title": "", "text": "", "grid": None, "facts": []}
+    return [empty | section for section in sections if section]
 
 
 def _teacher_cost(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,7 @@ def fit(way="rigl", *, steps=6, accumulate=1, ckpt=None, folder=None, also=(), *
 
 def masks_of(module):
     return {
-        name: layer.parametrizations.weight[0]
-        for name, layer in transformed_layers(module.student)
+        name: layer.parametrizations.weight[0] for name, layer in transformed_layers(module.student)
     }
 
 

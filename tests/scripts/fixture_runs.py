@@ -90,7 +90,12 @@ def synthetic_metrics(*, steps: int, seed: int) -> list[dict[str, Any]]:
     for phase, floor in (("teacher", 3.3), ("train", 3.38), ("dense", 3.4), ("no_teacher", 3.43)):
         for step in range(0, steps, 5):
             labels = floor + 1.5 * math.exp(-step / 60) + noise.gauss(0, 0.04)
-            line = {"step": step, "phase": phase, "train/labels": labels, "lr": 1e-3 * (1 - step / steps)}
+            line = {
+                "step": step,
+                "phase": phase,
+                "train/labels": labels,
+                "lr": 1e-3 * (1 - step / steps),
+            }
             if phase == "train":
                 line["train/logits"] = 0.2 + 0.6 * math.exp(-step / 50) + noise.gauss(0, 0.01)
                 line["train/loss"] = labels + line["train/logits"]

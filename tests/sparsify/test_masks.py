@@ -16,7 +16,9 @@ def test_density_is_exact_to_the_entry(rows, columns, density):
     assert int(topk_mask(weight, density=density).sum()) == round(density * weight.numel())
 
 
-@pytest.mark.parametrize(("pattern", "kept", "group"), [("2:4", 2, 4), ("4:8", 4, 8), ("1:4", 1, 4)])
+@pytest.mark.parametrize(
+    ("pattern", "kept", "group"), [("2:4", 2, 4), ("4:8", 4, 8), ("1:4", 1, 4)]
+)
 def test_each_group_keeps_its_n_largest(pattern, kept, group):
     weight = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
     mask = topk_mask(weight, density=kept / group, pattern=pattern)

@@ -1,0 +1,194 @@
+"""One training step with each compression method, as a ratio to the plain step.
+
+    python benchmarks/step.py layers=4 hidden=256 seq=128 batch=4 dtype=float32 threads=1
+
+Prints one JSON line an arm: name, ratio (median over interleaved rounds), seconds, machine.
+Arms take turns within each round, so that a drifting machine slows all of them alike.
+`arms=plain,w8a8` chooses; add one by a function in `ARMS`.
+"""
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """What the command line may say."""
+
+    layers: int = 4
+    hidden: int = 256
+    seq: int = 128
+    batch: int = 4
+    vocab: int = 2048
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int = 1
+    compile: bool = False
+    rounds: int = 15
+    arms: str = "plain,w8a8,w8a8_static,w8a8_tracked,w4a16,w4a8"
+
+    @classmethod
+    def read(cls, words: list[str]) -> "Settings":
+        """Settings from `key=value` words; an unknown key stops."""
+        kinds = {f.name: type(f.default) for f in fields(cls)}
+        given = dict(word.split("=", 1) for word in words)
+        if unknown := given.keys() - kinds.keys():
+            sys.exit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(kinds)}")
+        truth = {"true": True, "false": False}
+        return cls(**{k: truth[v] if kinds[k] is bool else kinds[k](v) for k, v in given.items()})
+
+
+def model_of(settings: Settings, *, layers: int | None = None) -> nn.Module:
+    """A Llama of random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=settings.vocab, hidden_size=settings.hidden,
+        intermediate_size=4 * settings.hidden, num_hidden_layers=layers or settings.layers,
+        num_attention_heads=max(1, settings.hidden // 64), tie_word_embeddings=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(settings.device, getattr(torch, settings.dtype))
+
+
+def batch_of(settings: Settings) -> dict[str, torch.Tensor]:
+    """Random tokens."""
+    shape = (settings.batch, settings.seq)
+    tokens = torch.randint(settings.vocab, shape, device=settings.device)
+    return {"input_ids": tokens, "labels": tokens.clone()}
+
+
+def training_step(
+    settings: Settings, model: nn.Module, teacher: object = None, terms: tuple[object, ...] = ()
+) -> Callable[[], None]:
+    """Forward, chunked loss, backward, AdamW: what `CompressionModule` does, without a trainer."""
+    from compress.contract import Step, Want
+    from compress.distill.chunked import head_losses
+    from compress.distill.terms import LabelLoss
+    from compress.models import trace_causal_lm
+
+    batch = batch_of(settings)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    if settings.compile:
+        model.model.compile()
+
+    def step() -> None:
+        trace = trace_causal_lm(model, batch)
+        seen = Step(batch=batch, student=trace, teacher=teacher, want=Want(logits=True), number=0)
+        named = {"labels": LabelLoss(weight=1.0)}
+        named |= {f"term{i}": make(seen) for i, make in enumerate(terms)}
+        loss, _ = head_losses(seen, named)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def plain(settings: Settings) -> Callable[[], None]:
+    """No compression: the measure of all others."""
+    return training_step(settings, model_of(settings))
+
+
+def quantised(**scheme: object) -> Callable[[Settings], Callable[[], None]]:
+    """Quantisation-aware training of every linear layer but the head."""
+
+    def arm(settings: Settings) -> Callable[[], None]:
+        from compress.quantize import prepare, start
+
+        model = model_of(settings)
+        prepare(model, **scheme)
+        start(model, [{"input_ids": batch_of(settings)["input_ids"][0]}], samples=1)
+        return training_step(settings, model)
+
+    return arm
+
+
+def distilled(settings: Settings, model: nn.Module | None = None) -> Callable[[], None]:
+    """Half the weight on a teacher twice as deep."""
+    from compress.distill.build import LogitSettings, teacher_term
+    from compress.teachers.local import LocalTeacher
+
+    teacher = LocalTeacher(model_of(settings, layers=2 * settings.layers))
+    model = model_of(settings) if model is None else model
+    return training_step(
+        settings, model, teacher, (lambda step: teacher_term(step, LogitSettings()),)
+    )
+
+
+def quantised_distilled(settings: Settings) -> Callable[[], None]:
+    """Both together."""
+    from compress.quantize import prepare
+
+    model = model_of(settings)
+    prepare(model, scheme="W8A8")
+    return distilled(settings, model)
+
+
+ARMS: dict[str, Callable[[Settings], Callable[[], None]]] = {
+    "plain": plain,
+    "w8a8": quantised(scheme="W8A8"),
+    "w8a8_static": quantised(scheme="W8A8", activations="static"),
+    "w8a8_tracked": quantised(scheme="W8A8", scales="tracked"),
+    "w4a16": quantised(scheme="W4A16", group_size=32),
+    "w4a8": quantised(scheme="W4A8", group_size=32),
+    "fp8_dynamic": quantised(scheme="FP8_DYNAMIC"),
+    "logits": distilled,
+    "w8a8_logits": quantised_distilled,
+}
+
+
+def seconds_of(step: Callable[[], None], settings: Settings) -> float:
+    """Wall time of one step."""
+    begin = time.perf_counter()
+    step()
+    if settings.device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def machine(settings: Settings) -> str:
+    """The processor, or the GPU."""
+    if settings.device != "cpu":
+        return torch.cuda.get_device_name()
+    with open("/proc/cpuinfo") as lines:
+        named = next((x for x in lines if x.startswith("model name")), f":{platform.processor()}")
+    return f"{named.partition(':')[2].strip()}, {settings.threads} thread(s)"
+
+
+def main() -> None:
+    """Measure all arms in turn, print one line each."""
+    settings = Settings.read(sys.argv[1:])
+    torch.set_num_threads(settings.threads)
+    names = list(dict.fromkeys(["plain", *settings.arms.split(",")]))
+    if unknown := [name for name in names if name not in ARMS]:
+        sys.exit(f"unknown arms: {', '.join(unknown)}; known: {', '.join(ARMS)}")
+    steps = {name: ARMS[name](settings) for name in names}
+    for step in steps.values():
+        step()
+        step()
+    rounds = [
+        {name: seconds_of(step, settings) for name, step in steps.items()}
+        for _ in range(settings.rounds)
+    ]
+    for name in names:
+        ratio = statistics.median(r[name] / r["plain"] for r in rounds)
+        best = min(r[name] for r in rounds)
+        line = {
+            "name": name, "ratio": round(ratio, 3), "seconds": round(best, 5),
+            "ratio_of_fastest": round(best / min(r["plain"] for r in rounds), 3),
+            "machine": machine(settings), **vars(settings),
+        }  # fmt: skip
+        print(json.dumps({k: v for k, v in line.items() if k != "arms"}))
+
+
+if __name__ == "__main__":
+    main()

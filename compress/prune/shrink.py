@@ -1,0 +1,191 @@
+"""Physical shrinking: a masked model becomes a smaller Hugging Face model with the same logits.
+
+Legend: O outputs, I inputs of a weight, H hidden width before, S after.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import UnsupportedScheme
+from compress.prune.channel_masks import ChannelMask
+from compress.prune.cuts import Cut, cuts_of
+from compress.prune.plan import Indices, PrunePlan
+from compress.prune.structure import Structure, structure_of
+from compress.transforms import (
+    INPUT_QUANTIZER,
+    Stage,
+    WeightTransform,
+    attach_input_quantizer,
+    attach_transform,
+    plain_state_dict,
+    transformed_layers,
+    transforms_of,
+    weight_before,
+)
+
+
+@torch.no_grad()
+def shrink(model: nn.Module, plan: PrunePlan) -> nn.Module:
+    """A smaller model of the same class, with what `plan` keeps; `model` is left untouched.
+
+    Its config.json agrees with its shapes. Weights are taken as masked and before quantisers; then
+    masks and quantisers are carried over, their tensors cut alike. RMSNorm divides by the mean over
+    fewer channels: its weight is scaled by sqrt(S / H) and its epsilon by H / S, which is exact.
+
+    Raises:
+        UnsupportedScheme: widths differ between layers, or a cut splits a quantiser's group.
+    """
+    plan.check()
+    structure = structure_of(model)
+    cuts = cuts_of(model, structure, plan)
+    renamed = _renamer(structure, plan)
+    transforms = _carried(model, cuts)
+    state = {
+        new: _cut_tensor(key, value, cuts, structure, plan)
+        for key, value in _dense_state(model).items()
+        if (new := renamed(key)) is not None
+    }
+    small = _build(model, shrunk_config(model.config, structure, plan), state)
+    modules = dict(small.named_modules())
+    for name, (chain, input_quantizer) in transforms.items():
+        if (new := renamed(name)) is None:
+            continue
+        for transform in chain:
+            attach_transform(modules[new], transform)
+        if input_quantizer is not None:
+            attach_input_quantizer(modules[new], input_quantizer)
+    return small.train(model.training)
+
+
+def shrunk_config(config: Any, structure: Structure, plan: PrunePlan) -> Any:
+    """The configuration with the plan's widths; all else as it was."""
+    small = copy.deepcopy(config)
+    first = plan.layers[0]
+    small.num_hidden_layers = len(plan.layers)
+    small.intermediate_size = len(plan.ffn[first])
+    if getattr(small, "layer_types", None):
+        small.layer_types = [small.layer_types[index] for index in plan.layers]
+    if structure.layers[0].queries is None:
+        return small
+    small.num_attention_heads = len(plan.heads[first])
+    small.num_key_value_heads = len(plan.kv_heads[first])
+    small.head_dim = structure.head_dim
+    if len(plan.hidden) != structure.hidden:
+        small.rms_norm_eps = small.rms_norm_eps * structure.hidden / len(plan.hidden)
+        small.hidden_size = len(plan.hidden)
+    return small
+
+
+def _build(model: nn.Module, config: Any, state: dict[str, Tensor]) -> nn.Module:
+    random = torch.get_rng_state()  # building draws numbers that are thrown away
+    small: nn.Module = type(model)(config)
+    torch.set_rng_state(random)
+    some = next(iter(model.parameters()))
+    small.to(device=some.device, dtype=some.dtype)
+    small.load_state_dict(state, strict=True)
+    if hasattr(model, "generation_config"):
+        small.generation_config = copy.deepcopy(model.generation_config)
+    return small
+
+
+def _dense_state(model: nn.Module) -> dict[str, Tensor]:
+    """Weights masked but not quantised, under plain names."""
+    state = plain_state_dict(model, transformed=False)
+    for name, layer in transformed_layers(model):
+        if transforms_of(layer):
+            state[f"{name}.weight"] = weight_before(layer, Stage.QUANTIZE).detach()
+    return state
+
+
+def _renamer(structure: Structure, plan: PrunePlan) -> Any:
+    """Old name -> new name; None for what a dropped layer had."""
+    places = {str(old): str(new) for new, old in enumerate(plan.layers)}
+    prefix = structure.layer_list + "."
+
+    def rename(name: str) -> str | None:
+        if not name.startswith(prefix):
+            return name
+        index, _, rest = name.removeprefix(prefix).partition(".")
+        return f"{prefix}{places[index]}.{rest}" if index in places else None
+
+    return rename
+
+
+def _cut_tensor(
+    key: str, value: Tensor, cuts: dict[str, Cut], structure: Structure, plan: PrunePlan
+) -> Tensor:
+    cut = cuts.get(key.rpartition(".")[0])
+    if cut is None:
+        return value
+    if cut.rows is not None:
+        value = value[list(cut.rows)]
+    if cut.columns is not None and value.dim() == 2:
+        value = value[:, list(cut.columns)]
+    if cut.norm:
+        value = value * math.sqrt(len(plan.hidden) / structure.hidden)
+    return value
+
+
+Carried = dict[str, tuple[list[WeightTransform], Any]]
+
+
+def _carried(model: nn.Module, cuts: dict[str, Cut]) -> Carried:
+    """Cut copies of every transform but the structured masks, which have done their work."""
+    carried: Carried = {}
+    problems: list[str] = []
+    for name, layer in transformed_layers(model):
+        cut, chain = cuts.get(name, Cut()), []
+        for transform in transforms_of(layer):
+            if isinstance(transform, ChannelMask) or transform.stage == Stage.ADAPT:
+                continue  # an adapter is part of the dense weight already
+            try:
+                shape = tuple(layer.weight.shape)  # type: ignore[union-attr, arg-type]
+                chain.append(cut_transform(transform, cut, shape))
+            except UnsupportedScheme as error:
+                problems.append(f"  {name}   {error}")
+        carried[name] = (chain, copy.deepcopy(getattr(layer, INPUT_QUANTIZER, None)))
+    if problems:
+        raise UnsupportedScheme(
+            f"pruning splits groups of {len(problems)} quantisers:\n" + "\n".join(problems) + "\n"
+            "Set the pruning callback's block= to a multiple of the quantiser's group_size"
+        )
+    return carried
+
+
+def cut_transform(transform: WeightTransform, cut: Cut, shape: tuple[int, ...]) -> WeightTransform:
+    """A copy whose tensors are cut as the weight (O, I) is: by entry, channel, group or not at all.
+
+    Raises:
+        UnsupportedScheme: the cut leaves parts of groups.
+    """
+    copied = copy.deepcopy(transform)
+    for store in (copied._parameters, copied._buffers):
+        for name, tensor in list(store.items()):
+            if tensor is None or tensor.dim() != 2:
+                continue  # one number for the whole weight
+            value = tensor.detach()
+            for dim, kept in enumerate((cut.rows, cut.columns)):
+                if kept is not None:
+                    value = _cut_dim(value, dim, kept, shape[dim])
+            learned = isinstance(tensor, nn.Parameter)
+            store[name] = nn.Parameter(value) if learned else value  # type: ignore[assignment]
+    return copied
+
+
+def _cut_dim(value: Tensor, dim: int, kept: Indices, size: int) -> Tensor:
+    """Keep `kept` of `size` places along a dimension in which each number may serve a group."""
+    numbers = value.shape[dim]
+    if numbers == 1:
+        return value
+    group = size // numbers
+    groups = tuple(index // group for index in kept[::group])
+    whole = tuple(g * group + offset for g in groups for offset in range(group))
+    if whole != kept:
+        raise UnsupportedScheme(
+            f"group_size={group}, but the kept channels do not come in {group}s"
+        )
+    return value.index_select(dim, torch.tensor(groups, device=value.device))

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from compress.data import classification
+from compress.errors import BadInput
+from tests.data.texts import write_lines
+
+SIZES = {"vocab_size": 300, "sequence_length": 16}
+
+
+def rows(count=60):
+    return [
+        {"text": f"{'good' if i % 2 else 'bad'} tree {i}", "label": "yes" if i % 2 else "no"}
+        for i in range(count)
+    ]
+
+
+def test_labels_are_numbers_in_the_order_of_their_names(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", rows())
+    data = classification(path=path, cache_dir=tmp_path / "c", **SIZES)
+    assert data.labels == ("no", "yes")
+    for row in data.train:
+        text = data.tokenizer.decode(row["input_ids"], skip_special_tokens=True)
+        assert int(row["labels"]) == int(text.startswith("good"))
+    assert data.train[:3]["labels"].dtype == torch.int64
+
+
+def test_the_models_own_order_of_classes_is_kept(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", rows())
+    data = classification(
+        path=path, labels=["yes", "maybe", "no"], cache_dir=tmp_path / "c", **SIZES
+    )
+    assert data.labels == ("yes", "maybe", "no")
+    assert set(data.train[:]["labels"].tolist()) == {0, 2}
+
+
+def test_long_texts_are_cut_and_short_ones_padded(tmp_path):
+    long_row = {"text": "tree " * 50, "label": "no"}
+    path = write_lines(tmp_path / "a.jsonl", [*rows(), long_row])
+    data = classification(path=path, cache_dir=tmp_path / "c", **SIZES)
+    assert data.train[:]["input_ids"].shape[1] == 16
+    assert 0 in data.train[:]["attention_mask"]
+
+
+def test_a_label_that_was_not_named_is_told(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", rows())
+    with pytest.raises(BadInput, match=r"labels lacks 'no'"):
+        classification(path=path, labels=["yes", "maybe"], cache_dir=tmp_path / "c", **SIZES)
+
+
+def test_data_of_one_class_is_refused(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", rows()[::2])
+    with pytest.raises(BadInput, match="one class alone"):
+        classification(path=path, cache_dir=tmp_path / "c", **SIZES)
+
+
+@pytest.mark.parametrize("label", [None, 0.5, "", [1]])
+def test_a_label_that_is_no_class_is_told_with_its_row(tmp_path, label):
+    path = write_lines(tmp_path / "a.jsonl", [{"text": "tree", "label": label}])
+    with pytest.raises(BadInput, match="row 1: the label"):
+        classification(path=path, cache_dir=tmp_path / "c", **SIZES)
+
+
+def test_a_wrong_label_column_is_told(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", rows())
+    with pytest.raises(BadInput, match=r"no column 'labell'. Did you mean 'label'"):
+        classification(path=path, label_column="labell", cache_dir=tmp_path / "c", **SIZES)

@@ -1,0 +1,51 @@
+import pytest
+
+from compress.data import hub
+from compress.errors import BadInput
+from tests.data.texts import story_rows, write_lines
+
+SIZES = {"vocab_size": 300, "sequence_length": 16}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    path = tmp_path / "set"
+    path.mkdir()
+    write_lines(path / "train.jsonl", story_rows())
+    write_lines(path / "validation.jsonl", story_rows(10))
+    return path
+
+
+def test_a_local_folder_is_a_data_set(folder, tmp_path):
+    data = hub(name=str(folder), cache_dir=tmp_path / "c", **SIZES)
+    assert sum(data.counts[part]["documents"] for part in data.counts) == 60
+
+
+def test_a_split_of_its_own_is_held_out(folder, tmp_path):
+    data = hub(name=str(folder), validation_split="validation", cache_dir=tmp_path / "c", **SIZES)
+    assert data.counts["validation"]["documents"] == 10
+
+
+def test_streaming_gives_the_same_tokens(folder, tmp_path):
+    whole = hub(name=str(folder), max_rows=40, cache_dir=tmp_path / "c", **SIZES)
+    streamed = hub(name=str(folder), streaming=True, max_rows=40, cache_dir=tmp_path / "d", **SIZES)
+    assert streamed.fingerprint == whole.fingerprint
+    assert streamed.counts == whole.counts
+
+
+def test_streaming_without_an_end_is_refused(folder):
+    with pytest.raises(BadInput, match="max_rows"):
+        hub(name=str(folder), streaming=True)
+
+
+def test_a_wrong_column_is_told_with_the_near_one(folder, tmp_path):
+    with pytest.raises(BadInput, match=r"no column 'txt'. Did you mean 'text'"):
+        hub(name=str(folder), text_column="txt", cache_dir=tmp_path / "c", **SIZES)
+
+
+@pytest.mark.parametrize("wrong", [{"split": "trian"}, {"name": "nobody/nothing-of-this-name"}])
+def test_what_cannot_be_loaded_is_told_with_the_way_out(folder, tmp_path, wrong):
+    with pytest.raises(BadInput, match=r"cannot load the data set.*data=text"):
+        hub(**({"name": str(folder)} | wrong), cache_dir=tmp_path / "c", **SIZES)
