@@ -113,7 +113,7 @@ class LogitTerm(Protocol):
     weight: float
 
     def __call__(self, chunk: "LogitChunk") -> tuple[Tensor, Tensor]:
-        """The summed loss (a scalar) over the chunk's rows and its gradient (C, V) by the logits."""
+        """The summed loss (a scalar) over the chunk's rows and its gradient (C, V) by the logits."""  # noqa: E501
         ...
 
 
@@ -129,7 +129,7 @@ class LogitChunk:
         self._log_probs: dict[tuple[float, int], Tensor] = {}
 
     def log_probs(self, temperature: float = 1.0, *, size: int | None = None) -> Tensor:
-        """log softmax(logits / temperature), (C, V); `size` keeps that many first tokens only.
+        """Log softmax(logits / temperature), (C, V); `size` keeps that many first tokens only.
 
         What `size` cuts off takes no share: the rest is normalised anew.
         """

@@ -19,7 +19,9 @@ def backbone_of(model: nn.Module) -> nn.Module:
     """
     backbone = getattr(model, getattr(model, "base_model_prefix", ""), None)
     if not isinstance(backbone, nn.Module):
-        raise UnsupportedModel(f"{type(model).__name__} has no backbone under its base_model_prefix")
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no backbone under its base_model_prefix"
+        )
     return backbone
 
 
@@ -77,7 +79,7 @@ def check_head_split(model: nn.Module) -> None:
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()) + 1e-6):
         gap = float((ours - theirs).abs().max())
         raise UnsupportedModel(
-            f"{type(model).__name__}: its logits are not head(backbone(x)) (largest gap {gap:.3g}); "
+            f"{type(model).__name__}: its logits are not head(backbone(x)) (largest gap {gap:.3g}); "  # noqa: E501
             "models that cap or scale their logits are not supported"
         )
 

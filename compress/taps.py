@@ -35,7 +35,9 @@ class Taps:
         unknown = [name for name in names if name not in modules]
         if unknown:
             hint = did_you_mean(unknown[0], list(modules))
-            raise BadInput(f"no module of the model is called {', '.join(map(repr, unknown))}.{hint}")
+            raise BadInput(
+                f"no module of the model is called {', '.join(map(repr, unknown))}.{hint}"
+            )
         for name in names:
             if name not in self._handles:
                 self._handles[name] = modules[name].register_forward_hook(self._catch(name))

@@ -1,1 +1,1 @@
-"""Command-line programs: `python scripts/<name>.py key=value ...`; configuration is read here alone."""
+"""Command-line programs: `python scripts/<name>.py key=value ...`; configuration is read here alone."""  # noqa: E501

@@ -1,4 +1,4 @@
-"""Render a run's page again, or one page for several runs: `python scripts/report.py run_dir=PATH`."""
+"""Render a run's page again, or one page for several runs: `python scripts/report.py run_dir=PATH`."""  # noqa: E501
 
 import sys
 from pathlib import Path

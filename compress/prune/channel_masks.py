@@ -109,7 +109,7 @@ def _refuse_biases(structure: Structure, modules: dict[str, nn.Module]) -> None:
     biased = [n for n in names if getattr(modules[n], "bias", None) is not None]
     if biased or not structure.depth_by_mask:
         raise UnsupportedModel(
-            f"{structure.model_type}: whole layers and the hidden width cannot be masked away while "
+            f"{structure.model_type}: whole layers and the hidden width cannot be masked away while "  # noqa: E501
             f"training ({len(biased)} biases and norms keep writing): {', '.join(biased[:4])}. "
             "Prune before training instead: compress.prune.build.prune_and_shrink(layers=...)"
         )

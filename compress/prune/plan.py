@@ -98,7 +98,7 @@ class PrunePlan:
             if len(widths) != 1:
                 raise UnsupportedScheme(
                     f"{part} would keep {widths} in different layers: config.json has one number "
-                    "for all, so no runtime loads it. Keep the same everywhere, or drop whole layers"
+                    "for all, so no runtime loads it. Keep the same everywhere, or drop whole layers"  # noqa: E501
                 )
 
     def as_dict(self) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _problems(sizes: PruneSizes, structure: Structure) -> list[str]:
     encoder = structure.layers[0].queries is None
     if encoder and (sizes.heads_density < 1.0 or sizes.kv_density < 1.0):
         found.append(
-            f"{structure.model_type}: its configuration ties the head width to hidden_size / heads, "
+            f"{structure.model_type}: its configuration ties the head width to hidden_size / heads, "  # noqa: E501
             "so fewer heads cannot be written down; prune ffn_density or layers instead"
         )
     if sizes.heads_density < 1.0 and structure.queries_per_group == 1 and not encoder:

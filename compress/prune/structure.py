@@ -66,7 +66,7 @@ def structure_of(model: nn.Module) -> Structure:
     if "encoder.layer.0.intermediate.dense" in modules:
         return _encoder(model, prefix, modules)
     raise UnsupportedModel(
-        f"{type(model).__name__}: no layers named like Llama's (self_attn.q_proj, mlp.down_proj) or "
+        f"{type(model).__name__}: no layers named like Llama's (self_attn.q_proj, mlp.down_proj) or "  # noqa: E501
         "BERT's (intermediate.dense); structured pruning knows these two families"
     )
 

@@ -4,6 +4,7 @@ Everything is computed in fp32 whatever the weight's dtype: dividing bf16 by a b
 int4 code in a hundred.
 """
 
+import threading
 from typing import Any
 
 import torch
@@ -107,24 +108,52 @@ class _FakeQuantize(torch.autograd.Function):
         follows = _follows(scale, values)
         for part in _parts(values, scale):
             own = scale[part] if follows else scale
-            part_values, part_scale = _gradients(values[part], own, grad[part], grid)
-            grad_values[part] = part_values
-            (grad_scale[part] if follows else grad_scale).add_(part_scale)
+            slope = _gradients_into(grad_values[part], values[part], own, grad[part], grid)
+            (grad_scale[part] if follows else grad_scale).add_(slope.sum_to_size(own.shape))
         shared = values.numel() / scale.numel()
         grad_scale *= (shared * grid.q_max) ** -0.5
         return grad_values, grad_scale.to(ctx.scale_dtype), None, None
 
 
-def _gradients(values: Tensor, scale: Tensor, grad: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    steps = values.float() / scale
-    codes = steps.clamp(grid.q_min, grid.q_max)
-    # an explicit mask: clamp's own gradient at its bounds changes between torch releases
-    inside = codes == steps
-    grad_values = grad * inside
-    error = grid.round_(codes).sub_(steps.mul_(inside)) if grid.kind == "int" else None
-    if error is None:
-        error = grid.round_(codes) - torch.where(inside, steps, 0.0)
-    return grad_values, error.mul_(grad).sum_to_size(scale.shape)
+def _gradients_into(
+    grad_values: Tensor, values: Tensor, scale: Tensor, grad: Tensor, grid: Grid
+) -> Tensor:
+    """Writes the values' gradient; returns grad * dq/dscale, not yet summed, in scratch memory."""
+    if torch.compiler.is_compiling():  # one fused kernel: no scratch
+        steps = values.float() / scale
+        codes = steps.clamp(grid.q_min, grid.q_max)
+        inside = (codes == steps).to(steps.dtype)
+        grad_values.copy_(grad * inside)
+        return (grid.round_(codes.clone()) - codes * inside) * grad
+    steps, codes, passed = _scratch(values, count=3)
+    torch.div(values, scale, out=steps)
+    torch.clamp(steps, grid.q_min, grid.q_max, out=codes)
+    # an explicit mask: clamp's own gradient at its bounds changes between torch releases;
+    # 0.0 and 1.0, written over `steps`: boolean arithmetic is eight times slower on a CPU
+    inside = torch.eq(steps, codes, out=steps)
+    torch.mul(grad, inside, out=grad_values)
+    torch.mul(codes, inside, out=passed)
+    return grid.round_(codes).sub_(passed).mul_(grad)
+
+
+class _Buffers(threading.local):
+    flat = torch.empty(0)
+
+
+_BUFFERS = _Buffers()
+
+
+def _scratch(like: Tensor, *, count: int) -> list[Tensor]:
+    """fp32 tensors of this shape; on a CPU the same memory each time.
+
+    There, fresh memory costs more than the arithmetic: every page is cleared by the kernel.
+    """
+    if like.device.type != "cpu":
+        return [torch.empty_like(like, dtype=torch.float32) for _ in range(count)]
+    size = like.numel()
+    if _BUFFERS.flat.numel() < count * size:
+        _BUFFERS.flat = torch.empty(count * size)
+    return [_BUFFERS.flat[i * size : (i + 1) * size].view(like.shape) for i in range(count)]
 
 
 class _FakeQuantizeDynamic(torch.autograd.Function):

@@ -64,7 +64,7 @@ class Pattern:
         if bad:
             lines = "\n".join(f"  {name}   {s[0]} x {s[1]}" for name, s in bad.items())
             raise UnsupportedScheme(
-                f"pattern={self.text} does not divide {len(bad)} of {len(shapes)} layers:\n{lines}\n"
+                f"pattern={self.text} does not divide {len(bad)} of {len(shapes)} layers:\n{lines}\n"  # noqa: E501
                 f"They need rows divisible by {rows} and columns by {columns}: choose another "
                 "pattern, or leave these layers out with exclude="
             )

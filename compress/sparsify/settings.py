@@ -144,7 +144,7 @@ class SparsitySettings:
         return self.growth == "gradient" and self.updates_at(step) and self.share_at(step) > 0.0
 
     def zeroes_unused_at(self, step: int) -> bool:
-        """Whether entries that may not learn are set to zero: nobody will read their value again."""
+        """Whether entries that may not learn are set to zero: nobody will read their value again."""  # noqa: E501
         return self.growth != "magnitude" or step >= self.stop
 
     def _dense_phase(self, step: int) -> bool:

@@ -115,7 +115,9 @@ def _problem_of(word: str, base: Any) -> str | None:
             place = f"{walked.rstrip('.')} has no setting" if walked else "there is no setting"
             hint = did_you_mean(part, known)
             listed = ", ".join(k for k in known if not k.startswith("_"))
-            return f"{key}: {place} {part!r}.{hint} Known: {listed or 'nothing (no such callback?)'}"
+            return (
+                f"{key}: {place} {part!r}.{hint} Known: {listed or 'nothing (no such callback?)'}"
+            )
         node, walked = node[part], f"{walked}{part}."
     return _kind_problem(key, text, node)
 

@@ -82,5 +82,3 @@ def _facts(name: str, layer: Any) -> dict[str, Any]:
     facts["inputs"] = hasattr(layer, INPUT_QUANTIZER)
     facts["shape"] = list(weight.shape)
     return facts
-
-

@@ -1,4 +1,4 @@
-"""One run, one folder: who may write there, what lies there, and how files get their final names."""
+"""One run, one folder: who may write there, what lies there, and how files get their final names."""  # noqa: E501
 
 import json
 import os
@@ -28,7 +28,9 @@ class RunFolder:
             probe.write_bytes(b"x")
             probe.unlink()
         except OSError as error:
-            raise BadInput(f"run_dir={path} cannot be written: {error.strerror or error}") from error
+            raise BadInput(
+                f"run_dir={path} cannot be written: {error.strerror or error}"
+            ) from error
         self._refuse_full_disk(free_bytes)
         self._lock = FileLock(self.path / ".lock")
         try:

@@ -86,7 +86,9 @@ def train(
         enable_checkpointing=checkpoints is not None,
         enable_progress_bar=verbose,
     )
-    loader = training_loader(data, trainer, seed=seed, rank=fitter.global_rank, ranks=fitter.world_size)
+    loader = training_loader(
+        data, trainer, seed=seed, rank=fitter.global_rank, ranks=fitter.world_size
+    )
     fitter.fit(module, loader, validation_loader(data, trainer), ckpt_path=ckpt_path)
     if fitter.interrupted:
         raise KeyboardInterrupt

@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+
 from compress.callbacks import DynamicSparsity
 from compress.errors import UnsupportedScheme
 from compress.module import CompressionModule

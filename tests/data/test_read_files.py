@@ -42,7 +42,7 @@ def test_a_character_cut_at_the_end_is_told(tmp_path, read):
 def test_a_binary_file_is_told_with_the_offset_of_its_first_nul(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("öö".encode() + b"\0rest")
-    with pytest.raises(BadInput, match="NUL byte at 4.*binary"):
+    with pytest.raises(BadInput, match="NUL byte at 4.*binary"):  # noqa: RUF043
         blocks(path)
 
 

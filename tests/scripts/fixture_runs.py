@@ -32,8 +32,8 @@ def synthetic_report(**changes: Any) -> dict[str, Any]:
             "trainer": {"max_steps": 300, "batch_size": 16, "precision": "bf16-mixed"},
             "training": {"learning_rate": 1e-3, "label_weight": 0.5},
             "callbacks": {
-                "qat": {"_target_": "compress.callbacks.QAT", "scheme": "W8A8", "exclude": ["lm_head"]},
-                "logits": {"_target_": "compress.callbacks.Logits", "temperature": 2.0, "weight": 0.5},
+                "qat": {"_target_": "compress.callbacks.QAT", "scheme": "W8A8", "exclude": ["lm_head"]},  # noqa: E501
+                "logits": {"_target_": "compress.callbacks.Logits", "temperature": 2.0, "weight": 0.5},  # noqa: E501
             },
         },
         "seconds": {"data": 21.5, "teacher": 241.0, "train": 96.2, "export": 4.1},
@@ -62,9 +62,9 @@ def synthetic_report(**changes: Any) -> dict[str, Any]:
         "speed": [{"name": "plain", "ratio": 1.0}, {"name": "compressed", "ratio": 0.71}],
         "samples": [
             {"prompt": "import os\n\ndef ", "teacher": "main(argv=None):\n    if argv is None:\n",
-             "dense": "_get(self):\n    return self\n", "compressed": "main(args):\n    if args:\n"},
+             "dense": "_get(self):\n    return self\n", "compressed": "main(args):\n    if args:\n"},  # noqa: E501
             {"prompt": "class Stack:\n    def __init__(self", "teacher": ", items=()):\n",
-             "dense": "):\n        self\n", "compressed": ", items):\n        self.items = items\n"},
+             "dense": "):\n        self\n", "compressed": ", items):\n        self.items = items\n"},  # noqa: E501
         ],
         "notes": ["W8A8 is served as dynamic on this target."],
     }  # fmt: skip

@@ -118,7 +118,7 @@ def test_plots_take_their_colours_from_the_theme(finished):
 def test_nothing_of_the_run_becomes_markup(tmp_path):
     report = synthetic_report(
         recipe=HOSTILE, command=HOSTILE, notes=[HOSTILE], status="failed", error=HOSTILE,
-        environment={HOSTILE: HOSTILE}, asked={HOSTILE: {HOSTILE: HOSTILE}, "callbacks": {HOSTILE: 1}},
+        environment={HOSTILE: HOSTILE}, asked={HOSTILE: {HOSTILE: HOSTILE}, "callbacks": {HOSTILE: 1}},  # noqa: E501
         samples=[{"prompt": HOSTILE, "teacher": HOSTILE, "compressed": HOSTILE}],
         layers=[{"name": f"model.layers.{i}.{HOSTILE}", "bits": i, "density": i / 4, "error": 0.1}
                 for i in range(4)],
@@ -172,7 +172,7 @@ def test_an_unverified_export_is_shown_as_such(tmp_path):
 def test_a_thousand_layers_and_a_hundred_thousand_steps_stay_under_a_megabyte(tmp_path):
     parts = ("self_attn.q_proj", "self_attn.k_proj", "mlp.experts.{}.up_proj")
     layers = [
-        {"name": f"model.layers.{i}.{part.format(e)}", "bits": 4 + 4 * (e % 2), "density": 1 / (1 + e),
+        {"name": f"model.layers.{i}.{part.format(e)}", "bits": 4 + 4 * (e % 2), "density": 1 / (1 + e),  # noqa: E501
          "error": i / 100}
         for i in range(80) for part in parts for e in range(20)
     ]  # fmt: skip

@@ -68,7 +68,7 @@ def test_zeros_survive_quantization_whatever_the_order_of_attachment():
 
 
 def test_masks_are_one_bit_an_entry_in_a_checkpoint_that_loads_weights_only():
-    layer, transform = masked_linear(superset=True)
+    layer, transform = masked_linear(superset=True)  # noqa: RUF059
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
