@@ -15,7 +15,7 @@ def test_every_recipe_opens_with_its_purpose():
 
 
 def test_a_target_outside_the_allow_list_is_refused():
-    with pytest.raises(BadInput, match="os.system"):
+    with pytest.raises(BadInput, match=r"os\.system"):
         check_targets({"evil": {"_target_": "os.system"}}, [])
 
 
