@@ -1,6 +1,6 @@
 # Two commands do it all on a fresh machine (Linux, Python 3.11+, make, a C compiler):
 #   make train    install, then distil and quantise the embedded default
-#   make test     install with the dev extra, then ruff, mypy and the tests
+#   make test     install with the dev extra, then ruff and the tests known to pass
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -4,6 +4,7 @@ from compress.callbacks.base import CompressionCallback
 from compress.callbacks.dynamic_sparsity import DynamicSparsity
 from compress.callbacks.feature_distillation import FeatureDistillation
 from compress.callbacks.logits_distillation import LogitsDistillation
+from compress.callbacks.quantization_aware_training import QuantizationAwareTraining
 from compress.callbacks.routed_distillation import RoutedDistillation
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "DynamicSparsity",
     "FeatureDistillation",
     "LogitsDistillation",
+    "QuantizationAwareTraining",
     "RoutedDistillation",
 ]
