@@ -255,10 +255,10 @@ def times(value: Any) -> str:
     """A ratio.
 
     >>> times(3.987), times(None)
-    ('3.99×', '—')
+    ('3.99x', '—')
     """
     known = finite(value)
-    return MISSING if known is None else f"{known:.3g}×" if known < 1000 else f"{known:,.0f}×"
+    return MISSING if known is None else f"{known:.3g}x" if known < 1000 else f"{known:,.0f}x"
 
 
 def duration(value: Any) -> str:

@@ -42,7 +42,7 @@ def loss_curves(
             )  # fmt: skip
         _scale(axes, [v for points in drawn.values() for _, v in points])
         axes.set_xlabel("optimizer step")
-        axes.set_ylabel(ylabel)
+        axes.set_ylabel(_short(ylabel))
         _plain(axes)
         axes.legend(
             loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(drawn), 3),
@@ -77,7 +77,7 @@ def loss_and_bytes(rows: Sequence[ModelRow], *, key: str, metric: str) -> str | 
             left.text(0, i - 0.42, row.name, fontsize=9, color=INK, va="center")
         _bars(left, [r.loss for r in known], [loss_text(r.loss) for r in known], known)
         _bars(right, [r.bytes or 0.0 for r in known], [bytes_text(r.bytes) for r in known], known)
-        left.set_title(metric, loc="left")
+        left.set_title(_short(metric), loc="left")
         right.set_title("bytes", loc="left")
     return finish()
 
@@ -87,7 +87,7 @@ def _bars(axes: Any, values: list[Any], labels: list[str], rows: Sequence[ModelR
     bars = axes.barh(range(len(rows)), values, height=0.4, color=colours)
     axes.bar_label(bars, labels=labels, padding=4, fontsize=9, color=INK)
     axes.set_ylim(len(rows) - 0.5, -0.75)
-    axes.set_xlim(0, max([*values, 1e-12]) * 1.45)
+    axes.set_xlim(0, max(1e-12, *(v for v in values if v is not None)) * 1.45)
     axes.set_axis_off()
 
 
@@ -103,7 +103,8 @@ def heat_map(
     grid = np.full((len(rows), len(columns)), np.nan)
     for (row, column), value in cells.items():
         grid[rows.index(row), columns.index(column)] = value
-    height = 95 + min(max(22 * len(rows), 60), 460)
+    slanted = 4 * max(len(column) for column in columns)
+    height = 60 + slanted + min(max(22 * len(rows), 60), 460)
     with _figure(height=height, key=key, alt=alt) as (figure, finish):
         axes = figure.subplots()
         mesh = axes.pcolormesh(

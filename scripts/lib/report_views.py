@@ -219,13 +219,10 @@ def _teacher_cost(report: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(cost, Mapping) or not cost:
         return {}
     flops, full = finite(cost.get("flops")), finite(cost.get("flops_if_always_full"))
-    text = (
-        f"The teacher cost {percent(flops / full)} of what asking it in full at every step would."
-    )
-    return {
-        "title": "What the teacher cost", "text": text if flops is not None and full else "",
-        "facts": flat(cost),
-    }  # fmt: skip
+    text = ""
+    if flops is not None and full:
+        text = f"The teacher cost {percent(flops / full)} of asking it in full at every step."
+    return {"title": "What the teacher cost", "text": text, "facts": flat(cost)}
 
 
 def record_table(value: Any, caption: str) -> dict[str, Any] | None:
