@@ -17,6 +17,7 @@ from compress.targets import output_head_name
 from compress.transforms import (
     INPUT_QUANTIZER,
     TransformRecord,
+    trained_weight,
     transformed_layers,
     transforms_of,
 )
@@ -100,7 +101,7 @@ def collect_plan(student: nn.Module, *, trained: bool = True) -> ExportPlan:
         UnsupportedScheme: a record that no exporter knows.
     """
     linears = {
-        name: tuple(layer.weight.shape)
+        name: tuple(trained_weight(layer).shape)
         for name, layer in student.named_modules()
         if isinstance(layer, nn.Linear)
     }
@@ -118,8 +119,8 @@ def collect_plan(student: nn.Module, *, trained: bool = True) -> ExportPlan:
 
 
 def _layer_plan(name: str, layer: nn.Module, *, trained: bool) -> LayerPlan:
-    # first of all: a scale that follows the weight is brought up to date by this forward
-    shape = tuple(layer.weight.shape)  # type: ignore[union-attr, arg-type]
+    if trained:  # first of all: a scale that follows the weight is brought up to date by a forward
+        _ = layer.weight
     records = [transform.scheme() for transform in transforms_of(layer)]
     _refuse_unknown(name, records)
     masks = [r for r in records if r.kind == "mask"]
@@ -128,7 +129,7 @@ def _layer_plan(name: str, layer: nn.Module, *, trained: bool) -> LayerPlan:
     return LayerPlan(
         name=name,
         kind=_kind_of(layer),
-        shape=shape,
+        shape=tuple(trained_weight(layer).shape),
         weights=quantizer.args if quantizer else None,
         inputs=inputs.args if inputs else None,
         tensors={**_named("weight", quantizer), **_named("input", inputs)},

@@ -3,13 +3,12 @@
 import contextlib
 import copy
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from compress.errors import ExportMismatch
 from compress.export.plan import ExportPlan
@@ -18,17 +17,6 @@ from compress.transforms import InputTransform, WeightTransform, trained_weight,
 
 TOLERANCE = 1e-5
 """Largest logit difference in fp32, relative to the largest logit where that exceeds 1."""
-
-FP4_TOLERANCE = 2e-2
-"""compressed-tensors unpacks FP4 weights into bf16 (8 bits of mantissa), in any model."""
-
-
-def tolerance_of(plan: ExportPlan) -> float:
-    """How far logits may lie apart: fp32 rounding, or bf16's where the loader unpacks into bf16."""
-    fp4 = any(
-        x.weights and x.weights.type == "float" and x.weights.num_bits < 8 for x in plan.quantized
-    )
-    return FP4_TOLERANCE if fp4 else TOLERANCE
 
 
 @torch.no_grad()
@@ -50,12 +38,12 @@ def compare_logits(
     """
     device = next(student.parameters()).device
     inputs = _inputs(student, batch, device)
-    expected = _logits(rounded_copy(student, dtype), inputs)
+    expected = _logits(rounded_copy(student, dtype, fp4=fp4_layers(plan)), inputs)
     actual = _logits(reload_model(folder, type(student)).to(device), inputs)
     if expected.shape != actual.shape:
         raise ExportMismatch(f"logits {tuple(actual.shape)} instead of {tuple(expected.shape)}")
     gap = float((expected - actual).abs().max())
-    allowed = tolerance_of(plan) * max(1.0, float(expected.abs().max()))
+    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not gap <= allowed:
         raise ExportMismatch(f"reloaded logits differ by up to {gap:.3g}; allowed {allowed:.3g}")
     return gap
@@ -83,14 +71,25 @@ def _logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     return logits
 
 
+def fp4_layers(plan: ExportPlan) -> set[str]:
+    """Layers whose weights compressed-tensors unpacks into bf16, whatever the model computes in."""
+    return {
+        x.name
+        for x in plan.quantized
+        if x.weights and x.weights.type == "float" and x.weights.num_bits < 8
+    }
+
+
 @torch.no_grad()
-def rounded_copy(student: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The student in fp32, with every unquantised parameter rounded to `dtype`."""
+def rounded_copy(student: nn.Module, dtype: torch.dtype, *, fp4: Iterable[str] = ()) -> nn.Module:
+    """The student in fp32, every unquantised parameter rounded to `dtype`, `fp4` layers to bf16."""
     copied = copy.deepcopy(student).float()
-    for layer in copied.modules():
-        chain = transforms_of(layer)
-        if chain and all(t.scheme().kind != "quantize" for t in chain):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    narrow = set(fp4)
+    for name, layer in copied.named_modules():
+        if name in narrow:
+            _settle(layer, torch.bfloat16)
+        elif transforms_of(layer) and not _quantised(layer):
+            _settle(layer, dtype)
     kept = _exact_parameters(copied)
     for parameter in copied.parameters():
         if id(parameter) not in kept:
@@ -98,8 +97,22 @@ def rounded_copy(student: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copied
 
 
+def _settle(layer: nn.Module, dtype: torch.dtype) -> None:
+    """Put the used weight, rounded, in place of the trained one and drop its transforms."""
+    chain: Any = layer.parametrizations["weight"]  # type: ignore[index]
+    # `remove_parametrizations` would change the class, which the student shares with its copy
+    chain.original.data = layer.weight.to(dtype).float()  # type: ignore[operator, union-attr]
+    del chain[1:]
+    chain[0] = nn.Identity()
+
+
+def _quantised(layer: nn.Module) -> bool:
+    chain = transforms_of(layer)
+    return any(isinstance(t, WeightTransform) and t.scheme().kind == "quantize" for t in chain)
+
+
 def _exact_parameters(model: nn.Module) -> set[int]:
-    """Parameters that the export does not round: quantised weights and all that quantisers own."""
+    """Parameters that stay as they are: quantised weights and all that transforms own."""
     exact: set[int] = set()
     for layer in model.modules():
         if isinstance(layer, WeightTransform | InputTransform):
@@ -127,8 +140,11 @@ def reload_model(folder: str | Path, kind: type[nn.Module]) -> nn.Module:
     if wrong:
         listed = "\n".join(f"  {key}: {', '.join(names)}" for key, names in wrong.items())
         raise ExportMismatch(f"transformers does not load the checkpoint whole:\n{listed}")
-    loaded: nn.Module = model
-    return loaded
+    if compressor := getattr(getattr(model, "hf_quantizer", None), "compressor", None):
+        # now rather than in the first forward: FP4 comes out as bf16, whatever dtype was asked for
+        with quiet():
+            compressor.decompress_model(model)
+    return nn.Module.float(model)  # transformers' own refuses models that were quantised
 
 
 @contextlib.contextmanager

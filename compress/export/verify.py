@@ -14,7 +14,7 @@ from compress.export.checkpoint import dense_tensors, read_tensors, stored_scale
 from compress.export.codes import expected_codes, step_size, stored_codes
 from compress.export.modelopt import as_compressed_tensors
 from compress.export.plan import ExportPlan, LayerPlan
-from compress.export.reload import compare_logits, tolerance_of
+from compress.export.reload import TOLERANCE, compare_logits
 from compress.transforms import Stage, weight_before
 
 
@@ -56,7 +56,7 @@ def verify(
     gap = compare_logits(student, folder, plan, dtype=dtype, batch=example_batch)
     return Verification(
         max_abs_logit_diff=gap,
-        tolerance=tolerance_of(plan),
+        tolerance=TOLERANCE,
         codes_equal=True,
         scales_equal=True,
         zeros_equal=True,
