@@ -14,8 +14,8 @@ class EpochOrder(DistributedSampler[Any]):
     """Row numbers of one rank: a pure function of (rows, seed, epoch, rank, world size).
 
     A `DistributedSampler`, so that Lightning sees that ranks are shared out already and leaves it
-    alone, and tells it each epoch. Every rank gets equally many rows: the last `rows % world_size`
-    of an epoch's order wait for another epoch.
+    alone. Every rank gets equally many rows: the last `rows % world_size` of an epoch's order wait
+    for another epoch.
 
     Args:
         rows: of the data set.
@@ -53,6 +53,13 @@ class EpochOrder(DistributedSampler[Any]):
         if self._world_size is not None:
             return self._world_size
         return _ask(distributed.get_world_size, 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Does nothing: the loader counts epochs by itself.
+
+        Lightning counts an epoch that `max_steps` cut short as a whole one, so a run resumed from
+        there would be told a later epoch than the one it stands in.
+        """
 
     def __len__(self) -> int:
         """Rows of this rank in a whole epoch."""
@@ -116,8 +123,7 @@ class ResumableLoader(DataLoader[Any]):
             rows=len(dataset), batch_size=batch_size, shuffle=shuffle, whole_batches=True,
             seed=seed, rank=rank, world_size=world_size,
         )  # fmt: skip
-        self._resumed: tuple[int, int] | None = None
-        self._stand = (0, 0)
+        self._stand = self._next = (0, 0)  # epoch and batches handed out of it
         super().__init__(
             dataset, batch_size=batch_size, sampler=self.order, drop_last=True,
             num_workers=num_workers, pin_memory=pin_memory,
@@ -128,16 +134,14 @@ class ResumableLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """The rest of the epoch that was resumed, or a whole one; then counts the epoch up."""
-        epoch = self.order.epoch
-        first = self._resumed[1] if self._resumed and self._resumed[0] == epoch else 0
-        self._resumed = None
+        self.order.epoch, self.order.first_batch = self._next
+        epoch, first = self._next
+        self._next = (epoch, 0)  # left before its end, an epoch begins anew
         _check_batch(self.order.rows, self.order.batch_size, self.order.num_replicas)
-        self.order.first_batch = first
         for number, batch in enumerate(super().__iter__(), start=first + 1):
             self._stand = (epoch, number)
             yield batch
-        if self.order.epoch == epoch:  # Lightning may have set the next one already
-            self.order.set_epoch(epoch + 1)
+        self._next = (epoch + 1, 0)
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader stands: epoch and batches handed out of it."""
@@ -160,8 +164,7 @@ class ResumableLoader(DataLoader[Any]):
         epoch, batch = state["epoch"], state["batch"]
         if batch >= len(self):
             epoch, batch = epoch + 1, 0
-        self._stand = self._resumed = (epoch, batch)
-        self.order.set_epoch(epoch)
+        self._stand = self._next = (epoch, batch)
 
     def _facts(self) -> dict[str, int]:
         order = self.order

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value, load_from_disk
+from datasets import Dataset, Features, List, Value
 from datasets.utils.logging import (
     disable_progress_bar,
     enable_progress_bar,
@@ -20,6 +20,8 @@ from datasets.utils.logging import (
 from transformers import PreTrainedTokenizerFast
 
 from compress.data.pieces import check_shares, split_by_key
+from compress.data.progress import counted
+from compress.data.seal import check_seal, seal
 from compress.data.store import build_once, data_folder
 from compress.data.text_data import PARTS, TextData
 from compress.data.tokenizer import (
@@ -30,7 +32,7 @@ from compress.data.tokenizer import (
 )
 from compress.errors import BadInput
 
-FORMAT = 1
+FORMAT = 2
 """Raise it where the same settings would give other tokens: old caches are then left alone."""
 
 Rows = Callable[[], Iterable[dict[str, Any]]]
@@ -119,8 +121,8 @@ def prepare(
     name = _fingerprint(source, settings, tokenizer)
     folder = data_folder(cache_dir) / name
     build_once(folder, lambda beside: _build(beside, source, settings, tokenizer))
-    facts = json.loads((folder / "facts.json").read_text())
-    parts = {part: load_from_disk(str(folder / part)).with_format("torch") for part in PARTS}
+    facts = _facts(folder)
+    parts = {part: _open(folder / f"{part}.arrow") for part in PARTS}
     if tokenizer is None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     counts = facts["counts"] | ({"skipped": dict(source.skipped)} if source.skipped else {})
@@ -140,6 +142,23 @@ def _fingerprint(source: Source, settings: Settings, tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
 
+def _facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
+        sealed = facts["files"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BadInput(
+            f"the data cache {folder} is damaged (facts.json: {error}): delete that folder, "
+            "and the next run makes it anew"
+        ) from error
+    check_seal(folder, sealed)
+    return facts
+
+
+def _open(path: Path) -> Dataset:
+    return Dataset.from_file(str(path)).with_format("torch")
+
+
 def _build(folder: Path, source: Source, settings: Settings, tokenizer: Any) -> None:
     work = folder / "work"
     counts: dict[str, dict[str, int]] = {}
@@ -147,24 +166,28 @@ def _build(folder: Path, source: Source, settings: Settings, tokenizer: Any) -> 
         parts = _split(work, source, settings)
         labels = source.name_labels(_labels_in(parts)) if source.name_labels else []
         if tokenizer is None:
-            tokenizer = train_byte_bpe(_texts(parts["train"]), vocab_size=settings.vocab_size)
+            texts = counted(_texts(parts["train"]), "training the tokenizer", len(parts["train"]))
+            tokenizer = train_byte_bpe(texts, vocab_size=settings.vocab_size)
             tokenizer.save_pretrained(folder / "tokenizer")
         for part, rows in parts.items():
             tally: Counter[str] = Counter(documents=0)
             encoded = _numbered(source.encode(rows, tokenizer, settings, tally), labels)
-            written = _write_encoded(encoded, work / part, source.outputs)
+            shown = counted(encoded, f"tokenising {part}")
+            written = _write_encoded(shown, folder / f"{part}.arrow", source.outputs)
             tokens = len(written) * source.outputs["input_ids"]
             counts[part] = {**tally, "sequences": len(written), "tokens": tokens}
-            written.save_to_disk(str(folder / part))
     _check_parts(counts, settings)
     shutil.rmtree(work)
-    facts = {"counts": counts, "labels": labels}
+    kept = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    facts = {"counts": counts, "labels": labels, "files": seal(folder, kept)}
     (folder / "facts.json").write_text(json.dumps(facts, indent=1))
 
 
 def _split(work: Path, source: Source, settings: Settings) -> dict[str, Dataset]:
     columns = {"text": Value("large_string"), "key": Value("int64"), **source.columns}
-    raw = _write_rows(source.rows, work / "rows", Features(columns))
+    work.mkdir()
+    features = Features(columns)
+    raw = _write_rows(counted(source.rows(), "reading"), work / "rows.arrow", features)
     if len(raw) == 0:
         raise BadInput("there is no text in the data: every document is empty")
     share = settings.validation_share if source.validation_rows is None else 0.0
@@ -173,9 +196,8 @@ def _split(work: Path, source: Source, settings: Settings) -> dict[str, Dataset]
     )
     parts = {part: raw.select(rows_N) for part, rows_N in numbers.items()}
     if source.validation_rows is not None:
-        parts["validation"] = _write_rows(
-            source.validation_rows, work / "validation_rows", Features(columns)
-        )
+        held_out = counted(source.validation_rows(), "reading validation")
+        parts["validation"] = _write_rows(held_out, work / "validation_rows.arrow", features)
     return parts
 
 
@@ -195,25 +217,23 @@ def _numbered(encoded: Iterator[dict[str, Any]], labels: list[str]) -> Iterator[
 
 
 def _write_encoded(
-    encoded: Iterator[dict[str, Any]], cache_dir: Path, outputs: Mapping[str, int]
+    encoded: Iterable[dict[str, Any]], path: Path, outputs: Mapping[str, int]
 ) -> Dataset:
     # int32 halves the file; the torch format still answers int64
     kinds = {k: List(Value("int32"), length=n) if n else Value("int64") for k, n in outputs.items()}
-    return _write_rows(lambda: encoded, cache_dir, Features(kinds))
+    return _write_rows(encoded, path, Features(kinds))
 
 
-def _write_rows(rows: Rows, cache_dir: Path, features: Features) -> Dataset:
+def _write_rows(rows: Iterable[dict[str, Any]], path: Path, features: Features) -> Dataset:
     # rows written once, by pieces: memory stays small whatever the data's size
     from datasets.arrow_writer import ArrowWriter
 
-    cache_dir.mkdir(parents=True)
-    path = str(cache_dir / "rows.arrow")
-    writer = ArrowWriter(path=path, features=features, writer_batch_size=256)
-    for row in rows():
+    writer = ArrowWriter(path=str(path), features=features, writer_batch_size=256)
+    for row in rows:
         writer.write(row)
     writer.finalize()
     writer.close()
-    return Dataset.from_file(path)
+    return Dataset.from_file(str(path))
 
 
 def _check_parts(counts: Mapping[str, Mapping[str, int]], settings: Settings) -> None:

@@ -62,23 +62,27 @@ def check_vocab_size(vocab_size: int) -> None:
 
 def load_tokenizer(
     tokenizer: PreTrainedTokenizerBase | str | None,
-) -> PreTrainedTokenizerBase | None:
+) -> Any | None:
     """The tokenizer that is meant: itself, or the one of a model's name or folder.
 
     Raises:
         BadInput: it cannot be loaded, or has no end-of-text token.
     """
-    if isinstance(tokenizer, str):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        except (OSError, ValueError) as error:
-            raise BadInput(f"no tokenizer at {tokenizer}: {str(error).splitlines()[0]}") from error
-    if tokenizer is not None and tokenizer.eos_token_id is None:
+    found: Any = _loaded(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    if found is not None and found.eos_token_id is None:
         raise BadInput(
             "the tokenizer has no eos_token, but documents are joined by it; "
             "set one: tokenizer.eos_token = '</s>'"
         )
-    return tokenizer
+    return found
+
+
+def _loaded(where: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except Exception as error:  # a damaged tokenizer.json raises whatever its parser likes
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise BadInput(f"no tokenizer at {where}: {reason}") from error
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

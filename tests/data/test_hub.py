@@ -46,6 +46,8 @@ def test_a_wrong_column_is_told_with_the_near_one(folder, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"split": "trian"}, {"name": "nobody/nothing-of-this-name"}])
-def test_what_cannot_be_loaded_is_told_with_the_way_out(folder, tmp_path, wrong):
+def test_what_cannot_be_loaded_is_told_with_the_way_out(folder, tmp_path, wrong, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)  # else the hub is tried for long
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BadInput, match=r"cannot load the data set.*data=text"):
         hub(**({"name": str(folder)} | wrong), cache_dir=tmp_path / "c", **SIZES)

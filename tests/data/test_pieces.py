@@ -15,7 +15,7 @@ def test_pieces_joined_are_the_text_and_none_is_too_long(blocks, longest):
 
 
 def test_keys_are_the_same_on_every_machine():
-    assert stable_key("os.py", seed=0) == 4182186166110014312
+    assert stable_key("os.py", seed=0) == 4298168646527498464
     assert stable_key("os.py", seed=1) != stable_key("os.py", seed=0)
 
 

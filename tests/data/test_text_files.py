@@ -23,7 +23,8 @@ def test_rows_of_all_parts_together_are_the_text(tmp_path):
     text = data.tokenizer.decode(data.train[:]["input_ids"].flatten())
     documents = text.split("<|endoftext|>")[:-1]
     assert set(documents) <= {row["text"] for row in rows}
-    assert len(documents) == data.counts["train"]["documents"]
+    left_over = data.counts["train"]["documents"] - len(documents)
+    assert left_over in (0, 1)  # the tail that fills no sequence is dropped
 
 
 def test_no_text_stands_in_two_parts(tmp_path):
