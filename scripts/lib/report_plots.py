@@ -40,7 +40,8 @@ def loss_curves(
                 linestyle=DASHES[(i // 4) % 4], marker="o" if len(points) < 12 else None,
                 markersize=3,
             )  # fmt: skip
-        _scale(axes, [v for points in drawn.values() for _, v in points])
+        if len(drawn) > 1:
+            _scale(axes, [v for points in drawn.values() for _, v in points])
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(_short(ylabel))
         _plain(axes)
@@ -144,9 +145,15 @@ def _enumerate(grid: Any) -> Iterator[tuple[tuple[int, int], float]]:
 
 
 def _scale(axes: Any, values: list[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     low, high = min(values), max(values)
     if low > 0 and high / low > 10:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        # matplotlib writes powers of ten as mathematics, which is plain text on this page
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _plain(axes: Any) -> None:

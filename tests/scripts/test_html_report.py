@@ -115,6 +115,10 @@ def test_plots_take_their_colours_from_the_theme(finished):
     assert not re.findall(r"#0[12]0[012][0-9a-f]{2}", finished)
 
 
+def test_ticks_are_numbers_a_person_reads(finished):
+    assert "mathdefault" not in finished and "\\times" not in finished
+
+
 def test_nothing_of_the_run_becomes_markup(tmp_path):
     report = synthetic_report(
         recipe=HOSTILE, command=HOSTILE, notes=[HOSTILE], status="failed", error=HOSTILE,
