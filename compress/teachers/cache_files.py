@@ -67,12 +67,13 @@ class Manifest:
     @property
     def positions(self) -> int:
         """Tokens cached so far."""
-        return sum(shard["positions"] for shard in self.shards)
+        return sum(int(shard["positions"]) for shard in self.shards)
 
     @property
     def bytes_per_token(self) -> float:
         """Bytes of the logits (features apart) over tokens."""
-        return sum(shard["logit_bytes"] for shard in self.shards) / max(self.positions, 1)
+        logit_bytes: int = sum(shard["logit_bytes"] for shard in self.shards)
+        return logit_bytes / max(self.positions, 1)
 
     def save(self, path: Path) -> None:
         """Write beside, flush to the disk, rename."""

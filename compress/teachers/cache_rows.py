@@ -41,7 +41,7 @@ def encode_row(
     chunk = max(1, CHUNK_ELEMENTS // manifest.vocab_size)
     generator = torch.Generator(hidden_NH.device).manual_seed(seed)
     parts = []
-    for hidden_CH in hidden_NH.split(chunk):
+    for hidden_CH in torch.split(hidden_NH, chunk):
         log_probs_CV = torch.log_softmax(signal.head(hidden_CH).float(), -1)
         if manifest.draws:
             parts.append(_draw(log_probs_CV.exp(), manifest.draws, generator))

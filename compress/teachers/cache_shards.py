@@ -25,7 +25,7 @@ class Shard:
             state = "missing" if size < 0 else f"{size} bytes long instead of {facts['bytes']}"
             raise _damaged(self.path, state)
         try:
-            self._file: Any = safe_open(self.path, framework="pt")
+            self._file: Any = _opened(self.path)
             tensor = self._file.get_tensor
             self.keys: np.ndarray[Any, Any] = tensor("keys").numpy()
             self._rows, self._entries = (
@@ -40,13 +40,20 @@ class Shard:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
 
+    def prove(self) -> None:
+        """Read it all once and compare its checksum.
+
+        Raises:
+            BadInput: it is not what was written.
+        """
+        if not self._proved and checksum(self.path) != self.sha256:
+            raise _damaged(self.path, "its SHA-256 is not the manifest's")
+        self._proved = True
+
     def _slice(self, name: str, start: int, stop: int) -> Tensor:
-        if not self._proved:
-            if checksum(self.path) != self.sha256:
-                raise _damaged(self.path, "its SHA-256 is not the manifest's")
-            self._proved = True
+        self.prove()
         if self._file is None:  # unpickled in another process
-            self._file = safe_open(self.path, framework="pt")
+            self._file = _opened(self.path)
         found: Tensor = self._file.get_slice(name)[start:stop]
         return found
 
@@ -63,6 +70,11 @@ class Shard:
         return self._slice(f"feature.{name}", *self._rows[place : place + 2]).float()
 
 
+def _opened(path: Path) -> Any:
+    opener: Any = safe_open
+    return opener(path, framework="pt")
+
+
 def _damaged(path: Path, state: str) -> BadInput:
     return BadInput(
         f"shard {path.name} of the teacher cache {path.parent} is damaged: {state}. "
@@ -73,4 +85,4 @@ def _damaged(path: Path, state: str) -> BadInput:
 def is_whole(folder: Path, facts: dict[str, Any]) -> bool:
     """Whether a listed shard is there, byte for byte."""
     path = folder / facts["file"]
-    return path.exists() and checksum(path) == facts["sha256"]
+    return path.exists() and checksum(path) == str(facts["sha256"])

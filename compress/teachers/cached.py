@@ -124,6 +124,8 @@ class CachedTeacher:
         at = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
         absent = np.nonzero(self._keys[at] != keys)[0].tolist()
         if absent:
+            for shard in self._shards:
+                shard.prove()  # a damaged list of keys looks like absent rows
             raise BadInput(
                 f"{len(absent)} of {len(keys)} rows (first: row {absent[0]}) are not among the "
                 f"{len(self)} of the teacher cache {self.path}: it was written for other data, "

@@ -89,7 +89,7 @@ def start_process_group(deepspeed: Any) -> None:
     """Join the trainer's process group, or make one of this process alone."""
     if not torch.distributed.is_initialized() and "WORLD_SIZE" not in os.environ:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        store = torch.distributed.HashStore()
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

@@ -81,22 +81,28 @@ class JsonClient:
     def _once(self, method: str, path: str, body: Any, max_bytes: int) -> Any:
         connection, cut = self._connection(), threading.Event()
         try:
-            connection.connect()
-            with _cut_after(self.timeout, connection.sock, cut):
-                return self._exchange(connection, method, path, body, max_bytes)
+            with _cut_after(self.timeout, connection, cut):
+                connection.connect()
+                answer, received = self._exchange(connection, method, path, body, max_bytes)
         except ssl.SSLCertVerificationError as error:
             raise BadInput(
                 f"{self.url}: its certificate is not trusted ({error.verify_message}); "
-                "name the authority's file with ca_file=..."
+                "name the authority's file with teacher.ca_file=..."
             ) from error
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             if cut.is_set() or isinstance(error, TimeoutError):
-                raise _Again(f"no answer within {self.timeout:g} s") from error
+                raise self._late() from error
             if isinstance(error, ValueError | AttributeError):
                 raise  # only a socket cut by another thread may raise these
             raise _Again(f"{type(error).__name__}: {error}") from error
         finally:
             connection.close()
+        if cut.is_set():  # a body of unannounced length ends without an error when it is cut
+            raise self._late()
+        return self._judged(answer, received, path)
+
+    def _late(self) -> _Again:
+        return _Again(f"no answer within {self.timeout:g} s")
 
     def _connection(self) -> http.client.HTTPConnection:
         parts = urlsplit(self.url)
@@ -115,14 +121,16 @@ class JsonClient:
         path: str,
         body: Any,
         max_bytes: int,
-    ) -> Any:
+    ) -> tuple[http.client.HTTPResponse, bytes]:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         content = None if body is None else json.dumps(body)
         connection.request(method, urlsplit(self.url).path.rstrip("/") + path, content, headers)
         answer = connection.getresponse()
-        received = _read(answer, max_bytes, self.url)
+        return answer, _read(answer, max_bytes, self.url)
+
+    def _judged(self, answer: http.client.HTTPResponse, received: bytes, path: str) -> Any:
         if answer.status in RETRIED:
             raise _Again(_told(answer.status, received), after=_retry_after(answer))
         if answer.status != 200:
@@ -136,13 +144,15 @@ class JsonClient:
 
 
 @contextmanager
-def _cut_after(seconds: float, sock: socket.socket, cut: threading.Event) -> Iterator[None]:
+def _cut_after(
+    seconds: float, connection: http.client.HTTPConnection, cut: threading.Event
+) -> Iterator[None]:
     """Ends the connection: a socket's own timeout starts anew with every byte that drips in."""
 
     def stop() -> None:
         cut.set()
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)  # close() would not wake a reader
+        with suppress(OSError, AttributeError):  # not connected yet: connecting has a timeout
+            connection.sock.shutdown(socket.SHUT_RDWR)  # close() would not wake a reader
 
     watch = threading.Timer(seconds, stop)
     watch.daemon = True

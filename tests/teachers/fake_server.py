@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
             self.end_headers()
             try:
-                for _ in range(100):
+                for _ in range(2000):
                     self.wfile.write(b" ")
                     time.sleep(0.05)
             except OSError:

@@ -179,6 +179,18 @@ def test_one_flipped_bit_is_refused_by_the_shards_name(tmp_path):
         cache.signal(rows(12), LOGITS)
 
 
+def test_a_flipped_bit_in_a_key_is_damage_not_absence(tmp_path):
+    write(ToyTeacher(), rows(4), tmp_path)
+    shard = tmp_path / "rank00000-000000.safetensors"
+    content = bytearray(shard.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    begin = json.loads(content[8:header])["keys"]["data_offsets"][0]
+    content[header + begin] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(BadInput, match=r"rank00000-000000.*SHA-256"):
+        CachedTeacher(tmp_path).signal(rows(4), LOGITS)
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_cut_or_missing_shard_is_refused_at_once(tmp_path, damage):
     write(ToyTeacher(), rows(12), tmp_path)
