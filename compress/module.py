@@ -165,6 +165,8 @@ class CompressionModule(CompressionMixin, L.LightningModule):
         optimizer = torch.optim.AdamW(
             groups, lr=self.learning_rate, betas=(0.9, self.beta2), fused=True
         )
+        # fp16's unscaling stays outside the fused step, so that gradients are clipped in between
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         total = int(self.trainer.estimated_stepping_batches)
 
         def factor(step: int) -> float:

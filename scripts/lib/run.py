@@ -13,9 +13,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from compress.errors import BadInput, CompressError
-from compress.evaluate.quality import sample_texts, token_loss
+from compress.evaluate.quality import token_loss
+from compress.evaluate.samples import sample_texts
+from compress.export.card import CardFacts
 from compress.export.gate import gate
-from compress.export.write import export
+from compress.export.write import DTYPES, export
 from compress.scripts.lib import build, loggers, trainer
 from compress.scripts.lib.facts import environment, layer_facts, model_bytes, reproduce
 from compress.scripts.lib.html_report import write_html
@@ -158,14 +160,27 @@ class Run:
                 path=self.path / "export" / self.config.target,
                 tokenizer=self.data.tokenizer,
                 example_batch={k: v[:2] for k, v in batch.items()},
-                dtype=getattr(torch, self.config.export_dtype),
-                card={"data": self.data.source, "quality": dict(self.quality)},
+                dtype=self.config.export_dtype,
+                purpose=self.config.purpose,
+                card=self.card_facts(),
             )
-        entry = result.as_report(relative_to=self.path)
+        entry = result.entry(relative_to=self.path)
         self.report["exports"].append(entry)
         size = self.report["size"]
         size["compressed_bytes"] = entry["bytes"]
         size["ratio"] = size.get("teacher_bytes", size["dense_bytes"]) / entry["bytes"]
+
+    def card_facts(self) -> CardFacts:
+        """What the exporter cannot read from the model."""
+        losses = {k: v for k, v in self.quality.items() if isinstance(v, float)}
+        unit = self.quality["unit"]
+        return CardFacts(
+            base_model=str(self.config.student.path or self.config.teacher.path or "embedded"),
+            teacher=str(getattr(self.teacher, "name_or_path", "") or ""),
+            data=str(self.data.source),
+            recipe=self.report["command"],
+            quality={f"{self.quality['metric']} ({unit}), {k}": v for k, v in losses.items()},
+        )
 
     def compare(self) -> None:
         """Three more runs of equal seed, data and steps: dense, ptq, no_teacher."""
@@ -221,8 +236,11 @@ class BeforeTraining(L.Callback):
         """Every transform is attached by now: this callback is the last."""
         config = self.run.config
         if config.target is not None:
-            notes = gate(pl_module.student, target=config.target, purpose=config.purpose)
-            self.run.report["notes"].extend(notes or [])
+            verdict = gate(
+                pl_module.student, target=config.target, purpose=config.purpose,
+                dtype=DTYPES[config.export_dtype],
+            )  # fmt: skip
+            self.run.report["notes"].extend(verdict.notes)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """The loss of the student as quantised and masked before any step."""
