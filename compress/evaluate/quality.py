@@ -84,7 +84,7 @@ def token_loss(
     """
 
     def losses(batch: Batch) -> dict[str, Tensor]:
-        return {"loss": _chunked(batch, [trace_causal_lm(model, batch)], _label_losses)["loss"]}
+        return _chunked(batch, [trace_causal_lm(model, batch)], _label_losses)
 
     sums = _summed([model], islice(batches, max_batches), losses)
     return _quality(sums, "loss")
