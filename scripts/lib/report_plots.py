@@ -92,6 +92,49 @@ def _bars(axes: Any, values: list[Any], labels: list[str], rows: Sequence[ModelR
     axes.set_axis_off()
 
 
+def pareto_plot(
+    points: Sequence[tuple[float, float, bool, str]], *, key: str, xlabel: str
+) -> str | None:
+    """Loss over a cost: (cost, loss, on the front, name) a point; a line joins the front."""
+    if not points:
+        return None
+    said = "; ".join(f"{name}: {loss_text(y)} at {x:.4g}" for x, y, _, name in points[:40])
+    alt = f"Scatter plot of loss over {xlabel}. {said}"
+    with _figure(height=280, key=f"pareto-{key}", alt=alt) as (figure, finish):
+        axes = figure.subplots()
+        front = sorted((x, y, name) for x, y, on, name in points if on)
+        rest = [(x, y) for x, y, on, _ in points if not on]
+        if rest:
+            axes.scatter(*zip(*rest, strict=True), s=18, color=MUTED)
+        axes.plot(
+            [x for x, *_ in front], [y for _, y, _ in front], color=SERIES[2], marker="o",
+            linewidth=1.4, markersize=5,
+        )  # fmt: skip
+        for x, y, name in front[:24]:
+            axes.annotate(
+                _short(name), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8,
+                color=INK,
+            )  # fmt: skip
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel("loss")
+        if key == "bytes":
+            axes.xaxis.set_major_formatter(lambda value, _: bytes_text(value))
+        _plain(axes)
+    return finish()
+
+
+def standalone(svg: str, *, dark: bool = False) -> str:
+    """The same picture as a file of its own: colours and background in place of the page's."""
+    from compress.scripts.lib.report_template import palette
+
+    for name, colour in palette(dark=dark).items():
+        svg = svg.replace(f"var(--{name})", colour)
+    paper = palette(dark=dark)["card"]
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    look = f'style="background:{paper};font-family:system-ui,sans-serif" '
+    return svg.replace("<svg ", head + look, 1)
+
+
 def heat_map(
     cells: Mapping[tuple[str, str], float], *, key: str, alt: str, title: str
 ) -> str | None:

@@ -1,5 +1,7 @@
 """The look of a report: style sheet and Jinja templates; all values are escaped by the engine."""
 
+import re
+
 STYLE = """
 :root { color-scheme: light dark;
   --paper:#fbfbf9; --card:#ffffff; --ink:#1c1f23; --muted:#5c636b; --grid:#dcdedc; --line:#e2e4e1;
@@ -59,6 +61,17 @@ a { color:var(--accent); }
   details::details-content { content-visibility:visible; display:block; } summary { display:none; }
   svg.plot { max-height:11cm; } .wide { overflow:visible; } }
 """
+
+
+def palette(*, dark: bool) -> dict[str, str]:
+    """The colours of one theme by name, for pictures that stand outside a page.
+
+    >>> palette(dark=False)["card"]
+    '#ffffff'
+    """
+    theme = STYLE.split("prefers-color-scheme: dark")[int(dark)]
+    return dict(re.findall(r"--(\w+):(#\w+);", theme.split("* {")[0]))
+
 
 MACROS = """
 {% macro facts(rows, caption) %}<div class="wide"><table class="facts"><caption hidden>{{ caption }}

@@ -85,6 +85,16 @@ def last_table(
         console.print(_say(console, f"{name + ':':12}{value}"), soft_wrap=True)
 
 
+def print_grid(grid: Mapping[str, Any], *, console: Console | None = None) -> None:
+    """Prints a table that has `caption`, `head` and `rows` of `cells`, numbers to the right."""
+    console = console or _console()
+    sides = ["left", *["right"] * (len(grid["head"]) - 1)]
+    table = _table(console, grid["caption"], *zip(grid["head"], sides, strict=True))
+    for row in grid["rows"]:
+        table.add_row(*(_say(console, cell) for cell in row["cells"]))
+    console.print(table)
+
+
 def _results(report: Mapping[str, Any], console: Console) -> Table:
     unit = words(pick(report, "quality.unit")).replace(MISSING, "")
     metric = f"{pick(report, 'quality.metric') or 'loss'} {unit}".strip()
