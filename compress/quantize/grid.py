@@ -58,13 +58,13 @@ class Grid:
         step = torch.where(magnitude < 2.0, 0.5, torch.where(magnitude < 4.0, 1.0, 2.0))
         return codes.div_(step).round_().mul_(step)
 
-    def round_scale(self, scale: Tensor, global_scale: Tensor | None = None) -> Tensor:
-        """The nearest scale that the file can hold, in fp32, and never 0."""
+    def stored_scale(self, scale: Tensor, global_scale: Tensor | None = None) -> Tensor:
+        """The nearest number that the file can hold, in fp32, and never 0."""
         if self.scale_format == "e4m3":
             assert global_scale is not None
             # 2^-9 is the smallest E4M3 number: below it a group would vanish
             stored = (scale * global_scale).clamp(2.0**-9, FP8_MAX)
-            return stored.to(torch.float8_e4m3fn).float() / global_scale
+            return stored.to(torch.float8_e4m3fn).float()
         if self.scale_format == "e8m0":
             # log2 may land just below a power of two: round, do not floor
             return torch.exp2(torch.log2(scale).round().clamp(-126, 127))
@@ -72,6 +72,11 @@ class Grid:
         if dtype == torch.float32:
             return scale
         return scale.clamp(torch.finfo(dtype).tiny, torch.finfo(dtype).max).to(dtype).float()
+
+    def round_scale(self, scale: Tensor, global_scale: Tensor | None = None) -> Tensor:
+        """The step that the runtime computes with: the stored scale, over the global one if any."""
+        stored = self.stored_scale(scale, global_scale)
+        return stored if global_scale is None else stored / global_scale
 
 
 def grid_of(args: QuantizationArgs, *, scale_dtype: torch.dtype = torch.float32) -> Grid:

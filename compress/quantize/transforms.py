@@ -157,10 +157,10 @@ class QuantizeWeight(_Scales, WeightTransform):
 
     @torch.no_grad()
     def stored_scale(self, weight: Tensor | None = None) -> Tensor:
-        """The scale as the runtime multiplies with it, in fp32 (two-level: before division)."""
-        scale = self.grid.round_scale(self.scale(weight).float(), self.global_scale)
+        """The scale as the file holds it, in fp32 (two-level: before division)."""
+        scale = self.grid.stored_scale(self.scale(weight).float(), self.global_scale)
         require_finite(scale, f"{self.name}: scale")
-        return scale if self.global_scale is None else scale * self.global_scale
+        return scale
 
     def scheme(self) -> TransformRecord:
         """Arguments and scale tensors for a compressor; `enabled` off: leave it dense."""
