@@ -4,20 +4,21 @@
 `CompressionModule` is the ready one for Hugging Face models.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from compress.contract import Batch, LogitTerm, LossSource, Step, Teacher, Trace, union_of_wants
+from compress.contract import Batch, LossSource, Step, Teacher, Trace, union_of_wants
 from compress.distill.chunked import head_losses
 from compress.distill.terms import LabelLoss
 from compress.errors import BadInput
+from compress.joint_loss import joint_loss
 from compress.models import check_head_split, trace_causal_lm, trace_classifier
+from compress.parameter_groups import parameter_groups
 from compress.schedule import warmup_cosine
-from compress.transforms import InputTransform, WeightTransform
 
 TRACERS: Mapping[str, Callable[[nn.Module, Batch], Trace]] = {
     "causal_lm": trace_causal_lm,
@@ -52,10 +53,7 @@ class CompressionMixin:
             BadInput: two callbacks use one name for a term.
         """
         step = self.compression_step(batch, student)
-        tensors, logit_terms = self._collect_terms(step)
-        total, values = head_losses(step, logit_terms)
-        for name, value in tensors.items():
-            total, values[name] = total + value, value.detach()
+        total, values = joint_loss(step, self._sources(), label_weight=self.label_weight)
         for name, value in values.items():
             self.log(f"train/{name}", value, on_step=True, prog_bar=True)
         self.log("train/loss", total.detach(), on_step=True)
@@ -76,19 +74,6 @@ class CompressionMixin:
 
     def _sources(self) -> list[LossSource]:
         return [c for c in self.trainer.callbacks if isinstance(c, LossSource)]
-
-    def _collect_terms(self, step: Step) -> tuple[dict[str, Tensor], dict[str, LogitTerm]]:
-        tensors: dict[str, Tensor] = {}
-        logit_terms: dict[str, LogitTerm] = {"labels": LabelLoss(weight=self.label_weight)}
-        for source in self._sources():
-            for name, term in source.losses(step):
-                if name in tensors or name in logit_terms:
-                    raise BadInput(f"two loss terms are called {name!r}; give one callback a name=")
-                if isinstance(term, Tensor):
-                    tensors[name] = term
-                else:
-                    logit_terms[name] = term
-        return tensors, logit_terms
 
 
 class CompressionModule(CompressionMixin, L.LightningModule):
@@ -191,21 +176,3 @@ class CompressionModule(CompressionMixin, L.LightningModule):
             torch.set_rng_state(random["torch"])
         if random.get("cuda") and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(random["cuda"])
-
-
-def parameter_groups(
-    module: nn.Module, learning_rate: float, weight_decay: float
-) -> Iterator[dict[str, Any]]:
-    """Optimizer groups: matrices decay, vectors do not, transforms learn at a rate of their own."""
-    own: dict[float, list[nn.Parameter]] = {}
-    for part in module.modules():
-        if isinstance(part, WeightTransform | InputTransform):
-            own.setdefault(part.learning_rate_scale, []).extend(part.parameters())
-    taken = {id(p) for parameters in own.values() for p in parameters}
-    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
-    yield {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay}
-    yield {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0}
-    for scale, parameters in own.items():
-        learned = [p for p in parameters if p.requires_grad]
-        if learned:
-            yield {"params": learned, "lr": learning_rate * scale, "weight_decay": 0.0}
