@@ -18,8 +18,9 @@ HEADLINE = ("latency_ratio", "throughput_ratio", "size_ratio", "quality_kept")
 HEAD = """\
 # Results
 
-Every table was written by the command above it. Losses are nats a token on held-out text; ratios compare two arms of
-one run on one machine. What was not measured is not here; nothing here was measured on a GPU unless its machine says so.
+Every table was written by the command above it. Losses are nats a token on held-out text; ratios
+compare two arms of one run on one machine. What was not measured is not here; nothing here was
+measured on a GPU unless its machine says so.
 """
 
 
@@ -59,7 +60,7 @@ def section(name: str, table: dict[str, Any]) -> str:
 def cell(value: Any) -> str:
     """A number in at most four digits after the point, a dash for what is not there."""
     if value is None:
-        return "–"
+        return "-"
     if isinstance(value, float):
         return f"{value:.4f}".rstrip("0").rstrip(".")
     return str(value).replace("|", "\\|").replace("\n", " ")
