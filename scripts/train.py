@@ -47,6 +47,8 @@ def main(words: list[str] | None = None) -> int:
 def _run(words: list[str], *, show: bool) -> int:
     from compress.scripts.lib.checks import check_paths
     from compress.scripts.lib.config import compose
+    from compress.scripts.lib.launch import launch, ranks_to_start
+    from compress.scripts.lib.run_folder import choose_folder
 
     config = compose(words)
     if show:
@@ -55,9 +57,13 @@ def _run(words: list[str], *, show: bool) -> int:
         print(OmegaConf.to_yaml(config, resolve=True), end="")
         return 0
     check_paths(config)
+    recipe = next((w.split("=", 1)[1] for w in words if w.startswith("recipe=")), "distill_qat")
+    ranks = ranks_to_start(config.trainer)
+    if ranks:
+        path, _ = choose_folder(config, recipe)
+        return launch(words, ranks=ranks, run_dir=path, module="compress.scripts.train")
     from compress.scripts.lib.run import run  # heavy: only once the configuration is sound
 
-    recipe = next((w.split("=", 1)[1] for w in words if w.startswith("recipe=")), "distill_qat")
     run(config, words, recipe=recipe)
     return 0
 

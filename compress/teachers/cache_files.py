@@ -51,7 +51,10 @@ class Identity:
 
 @dataclass(kw_only=True)
 class Manifest:
-    """One rank's list of finished shards and all that a reader must know of them."""
+    """One rank's list of finished shards and all that a reader must know of them.
+
+    `validation` holds the teacher's own `loss` (nats a token) on so many held-out `tokens`.
+    """
 
     identity: Identity
     vocab_size: int
@@ -61,6 +64,7 @@ class Manifest:
     name_or_path: str = ""
     ranks: int = 1
     finished: bool = False
+    validation: dict[str, float] = field(default_factory=dict)
     shards: list[dict[str, Any]] = field(default_factory=list)
     version: int = VERSION
 

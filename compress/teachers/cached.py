@@ -67,6 +67,7 @@ class CachedTeacher:
         check_identity(first.identity, wanted, where=self.path)
         self.vocab_size, self.name_or_path = first.vocab_size, first.name_or_path
         self.features, self.draws = first.features, first.draws
+        self.validation = first.validation
         self.entries = min(first.draws or first.top_k, first.vocab_size)
         self.tokens = sum(m.positions for m in manifests)
         self.bytes_per_token = sum(m.bytes_per_token * m.positions for m in manifests) / max(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,16 @@ import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
-from compress.errors import BadInput
+from compress.checkpoint_student import student_from_checkpoint
+from compress.errors import BadInput, UnsupportedModel
 from compress.models import config_of
+from compress.scripts.lib.targets import import_callback, import_data
 from compress.students import student_from_teacher
-from compress.teachers.local import LocalTeacher, load_hf_teacher
+from compress.teachers.checkpoints import checkpoint_folder
+from compress.teachers.local import load_hf_teacher
+
+NOT_OF_THE_WEIGHTS = ("host", "dtype", "cache", "deepspeed", "served")
+"""Settings of the embedded teacher that say how it is used, not what it is."""
 
 
 def cache_folder() -> Path:
@@ -39,27 +46,20 @@ def build_tokenizer(config: DictConfig) -> Any | None:
 def build_data(config: DictConfig, tokenizer: Any | None) -> Any:
     """The train, validation and test parts that `data` describes."""
     settings = OmegaConf.to_container(config.data, resolve=True)
-    target = import_target(settings.pop("_target_"))
+    target = import_data(settings.pop("_target_"), list(config.allow_modules))
     return target(tokenizer=tokenizer, cache_dir=cache_folder() / "data", **settings)
 
 
-def import_target(path: str) -> Any:
-    """The class or function at a dotted path that `config.check_targets` let through."""
-    from hydra.utils import get_method
-
-    return get_method(path)
-
-
-def build_teacher_model(config: DictConfig, data: Any, *, metrics: Path) -> torch.nn.Module | None:
-    """The teacher as a module: loaded, or trained on first use and cached."""
+def teacher_folder(config: DictConfig, data: Any, *, metrics: Path) -> Path | None:
+    """The teacher's checkpoint: given, or trained on first use and cached; None without one."""
     if config.teacher.kind == "none":
         return None
     if config.teacher.kind == "hf":
-        return load_hf_teacher(
-            config.teacher.path, trust_remote_code=config.teacher.trust_remote_code
-        )
+        only_served = config.teacher.host == "served" and config.student.kind == "hf"
+        return None if only_served else checkpoint_folder(config.teacher.path)
     folder = cache_folder() / "teachers" / embedded_key(config, data)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    wait_for_first_rank(folder)
     with FileLock(f"{folder}.lock"):  # other ranks and other runs wait, then load
         if not folder.exists():
             model = train_embedded(config, data, metrics=metrics)
@@ -68,12 +68,30 @@ def build_teacher_model(config: DictConfig, data: Any, *, metrics: Path) -> torc
             model.save_pretrained(beside)
             data.tokenizer.save_pretrained(beside)
             beside.replace(folder)
-    return load_hf_teacher(str(folder))
+    return folder
+
+
+def wait_for_first_rank(folder: Path) -> None:
+    """Let the machine's first rank make it: it is the one that reports its progress."""
+    parent = os.getppid()
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        while not folder.exists() and os.getppid() == parent:
+            time.sleep(0.5)
+
+
+def build_teacher_model(config: DictConfig, folder: Path | None) -> torch.nn.Module | None:
+    """The whole teacher in this process; None where it lives elsewhere, or there is none."""
+    if folder is None or config.teacher.host != "local":
+        return None
+    return load_hf_teacher(
+        str(folder), task=config.task,
+        trust_remote_code=config.teacher.get("trust_remote_code", False),
+    )  # fmt: skip
 
 
 def embedded_key(config: DictConfig, data: Any) -> str:
     """A hash of all that decides the embedded teacher's weights."""
-    teacher = {k: v for k, v in config.teacher.items() if k not in ("host", "dtype")}
+    teacher = {k: v for k, v in config.teacher.items() if k not in NOT_OF_THE_WEIGHTS}
     facts = {"teacher": teacher, "data": data.fingerprint, "torch": torch.__version__, "format": 1}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -124,24 +142,31 @@ def train_embedded(config: DictConfig, data: Any, *, metrics: Path) -> torch.nn.
     return module.student
 
 
-def build_student(config: DictConfig, teacher: torch.nn.Module | None) -> torch.nn.Module:
-    """A trainable float32 student, before anything is attached."""
+def build_student(
+    config: DictConfig, teacher: torch.nn.Module | None, folder: Path | None = None
+) -> torch.nn.Module:
+    """A trainable float32 student, before anything is attached.
+
+    Args:
+        config: `student.kind` decides.
+        teacher: the teacher, where it is whole in this process.
+        folder: its checkpoint: where the teacher is elsewhere, only the kept layers are read.
+    """
     kind = config.student.kind
     if kind == "hf":
-        return load_hf_teacher(config.student.path).float().requires_grad_(True).train()
+        student = load_hf_teacher(config.student.path, task=config.task)
+        return student.float().requires_grad_(True).train()
+    if folder is not None and config.task == "causal_lm":
+        try:
+            # not of the teacher in memory: its weights may be rounded to its own dtype by now
+            return student_from_checkpoint(folder, layers=config.student.layers)
+        except UnsupportedModel:
+            if teacher is None:
+                raise
     if teacher is None:
         raise BadInput(f"student={kind} is made of a teacher, but teacher=none: use student=hf")
     layers = config.student.layers or config_of(teacher).num_hidden_layers
     return student_from_teacher(teacher, layers=layers)
-
-
-def build_teacher(config: DictConfig, model: torch.nn.Module | None) -> LocalTeacher | None:
-    """The teacher as callbacks see it."""
-    if model is None:
-        return None
-    if config.teacher.host != "local":
-        raise BadInput(f"teacher.host={config.teacher.host} is not offered by this recipe yet")
-    return LocalTeacher(model, dtype=config.teacher.dtype)
 
 
 def check_pair(teacher: torch.nn.Module | None, student: torch.nn.Module, tokenizer: Any) -> None:
@@ -165,7 +190,7 @@ def build_callbacks(config: DictConfig) -> list[L.Callback]:
     """The recipe's callbacks, in its order."""
     made = []
     for name, settings in OmegaConf.to_container(config.callbacks, resolve=True).items():
-        target = import_target(settings.pop("_target_"))
+        target = import_callback(settings.pop("_target_"), list(config.allow_modules))
         try:
             made.append(target(**settings))
         except (TypeError, ValueError) as error:

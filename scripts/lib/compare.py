@@ -44,7 +44,7 @@ def _train(run: Any, wanted: Any, *, label: str) -> Any:
     if label == "no_teacher":
         training.label_weight = 1.0
     module = trainer.train(
-        student=build.build_student(config, run.teacher_model), teacher=run.teacher, data=run.data,
+        student=run.new_student(), teacher=run.teacher, data=run.data,
         trainer=config.trainer, training=training, callbacks=callbacks,
         loggers=[trainer.JsonlLogger(Path(run.path) / "metrics.jsonl", label)], seed=config.seed,
         task=config.task, verbose=config.verbose,

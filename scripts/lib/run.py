@@ -4,6 +4,7 @@ import logging
 import time
 import traceback
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,12 @@ from compress.evaluate.samples import sample_texts
 from compress.export.card import CardFacts
 from compress.export.gate import gate
 from compress.export.write import DTYPES, export
-from compress.scripts.lib import build, loggers, trainer
+from compress.scripts.lib import build, hosts, loggers, trainer
 from compress.scripts.lib.facts import environment, layer_facts, model_bytes, reproduce
 from compress.scripts.lib.html_report import write_html
 from compress.scripts.lib.run_folder import (
     RunFolder,
-    default_run_dir,
-    newest_run_dir,
+    choose_folder,
     read_json,
     write_atomically,
     write_json,
@@ -61,14 +61,6 @@ def run(config: DictConfig, words: list[str], *, recipe: str) -> dict[str, Any]:
     return state.report
 
 
-def choose_folder(config: DictConfig, recipe: str) -> tuple[Path, bool]:
-    """The run folder, and whether a run is gone on with."""
-    resuming = config.ckpt is not None
-    if config.run_dir is not None:
-        return Path(config.run_dir), resuming
-    return (newest_run_dir(recipe) if resuming else default_run_dir(recipe)), resuming
-
-
 class Run:
     """The phases of one run and the report they fill."""
 
@@ -95,33 +87,57 @@ class Run:
     def execute(self) -> None:
         """Every phase, in order."""
         L.seed_everything(self.config.seed, verbose=False)
-        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
+        if self.leads:
+            text = OmegaConf.to_yaml(self.config, resolve=True)
+            write_atomically(self.path / "config.yaml", text)
         with self.timed("data"):
             self.data = build.build_data(self.config, build.build_tokenizer(self.config))
         with self.timed("teacher"):
             metrics = self.path / "metrics.jsonl"
-            self.teacher_model = build.build_teacher_model(self.config, self.data, metrics=metrics)
-        self.teacher = build.build_teacher(self.config, self.teacher_model)
-        student = build.build_student(self.config, self.teacher_model)
-        build.check_pair(self.teacher_model, student, self.data.tokenizer)
-        self.measure_before(student)
+            self.folder = build.teacher_folder(self.config, self.data, metrics=metrics)
+            self.teacher_model = build.build_teacher_model(self.config, self.folder)
+            student = self.new_student()
+            self.teacher = hosts.build_teacher(
+                self.config, folder=self.folder, model=self.teacher_model, student=student,
+                data=self.data,
+            )  # fmt: skip
+        build.check_pair(self.teacher_modules, student, self.data.tokenizer)
+        if self.leads:
+            self.measure_before(student)
         module = self.train_student(student)
-        self.quality["compressed"] = self.loss_of(module.student)
-        if self.config.target is not None:
-            self.export_student(module.student)
+        if self.leads:
+            self.quality["compressed"] = self.loss_of(module.student)
+            if self.config.target is not None:
+                self.export_student(module.student)
         if self.config.compare:
             self.compare()
-        self.finish(module.student)
+        if self.leads:
+            self.finish(module.student)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which alone measures, writes and exports."""
+        return bool(rank_zero_only.rank == 0)
+
+    @property
+    def teacher_modules(self) -> torch.nn.Module | None:
+        """The teacher, or its modules without weights where it is not whole in this process."""
+        return self.teacher_model or getattr(self.teacher, "skeleton", None)
+
+    def new_student(self) -> torch.nn.Module:
+        """The student as it starts, the same each time."""
+        return build.build_student(self.config, self.teacher_model, self.folder)
 
     def measure_before(self, student: torch.nn.Module) -> None:
         """Losses and bytes of the teacher and of the dense student."""
         self.report["size"] = {"dense_bytes": model_bytes(student)}
+        if self.teacher_modules is not None:
+            self.report["size"]["teacher_bytes"] = model_bytes(self.teacher_modules)
         if self.teacher_model is not None:
-            self.report["size"]["teacher_bytes"] = model_bytes(self.teacher_model)
             self.quality["teacher"] = self.loss_of(self.teacher_model)
         self.quality["start"] = self.loss_of(student)
         if self.config.verbose:
-            first_table(self.config, data=self.data, teacher=self.teacher_model, student=student)
+            first_table(self.config, data=self.data, teacher=self.teacher_modules, student=student)
 
     def loss_of(self, model: torch.nn.Module) -> float:
         """Mean nats a token on the validation batches that all models share."""
@@ -134,12 +150,14 @@ class Run:
         ckpt = resume_path(self.config.ckpt, checkpoints) if self.resuming else None
         callbacks = build.build_callbacks(self.config)
         refuse_teacherless(callbacks, self.teacher)
-        watch = BeforeTraining(self)
+        watch = [BeforeTraining(self), *self.watch_teacher()]
         with self.timed("train"):
             module = trainer.train(
                 student=student, teacher=self.teacher, data=self.data, trainer=self.config.trainer,
-                training=self.config.training, callbacks=[*callbacks, watch],
-                loggers=loggers.build_loggers(self.config, self.path, resumed_from=ckpt),
+                training=self.config.training, callbacks=[*callbacks, *watch],
+                loggers=loggers.build_loggers(
+                    self.config, self.path, resumed_from=ckpt if self.leads else None
+                ),
                 seed=self.config.seed, task=self.config.task, verbose=self.config.verbose,
                 checkpoints=checkpoints, ckpt_path=ckpt,
             )  # fmt: skip
@@ -149,6 +167,20 @@ class Run:
             facts = getattr(callback, "report", dict)()
             self.report.update(facts)
         return module
+
+    def watch_teacher(self) -> list[L.Callback]:
+        """What a teacher elsewhere is asked before the first step."""
+        if self.teacher is None or self.teacher_model is not None:
+            return []
+        batches = trainer.validation_batches(self.data, self.config.trainer)
+        keep = partial(self.keep_at_start, "teacher")
+        return [hosts.TeacherReady(self.teacher, batches, keep=keep)]
+
+    def keep_at_start(self, name: str, loss: float | None) -> None:
+        """Note a loss that is only measured before the first step: a resumed run still has it."""
+        if self.leads and loss is not None:
+            path = self.path / "start.json"
+            write_json(path, {**read_json(path, {}), name: loss})
 
     def export_student(self, student: torch.nn.Module) -> None:
         """Write, reload, compare; only then is there a folder under the final name."""
@@ -244,9 +276,8 @@ class BeforeTraining(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """The loss of the student as quantised and masked before any step."""
-        kept = self.run.path / "start.json"
         if trainer.global_step == 0 and trainer.is_global_zero:
-            write_json(kept, {"start_ptq": self.run.loss_of(pl_module.student)})
+            self.run.keep_at_start("start_ptq", self.run.loss_of(pl_module.student))
 
 
 def resume_path(ckpt: str, checkpoints: Path) -> Path:

@@ -57,6 +57,14 @@ class RunFolder:
             )
 
 
+def choose_folder(config: Any, recipe: str) -> tuple[Path, bool]:
+    """The run folder, and whether a run is gone on with."""
+    resuming = config.ckpt is not None
+    if config.run_dir is not None:
+        return Path(config.run_dir), resuming
+    return (newest_run_dir(recipe) if resuming else default_run_dir(recipe)), resuming
+
+
 def default_run_dir(recipe: str) -> Path:
     """runs/<recipe>/<time>; every rank of one launch sees the same."""
     if "COMPRESS_RUN_DIR" not in os.environ:
