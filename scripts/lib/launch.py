@@ -75,6 +75,22 @@ def launch(words: list[str], *, ranks: int, run_dir: Path, module: str) -> int:
     return 0
 
 
+def several_ranks() -> bool:
+    """Whether this process works together with others."""
+    from torch import distributed
+
+    together = distributed.is_available() and distributed.is_initialized()
+    return bool(together and distributed.get_world_size() > 1)
+
+
+def part_ranks() -> None:
+    """End working together, all ranks at once; each goes on alone."""
+    from torch import distributed
+
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
 def told(failures: dict[int, Any], *, ranks: int, run_dir: Path) -> int:
     """Say which rank ended first, unless rank 0 did and has said why; answers the exit status."""
     rank, first = min(failures.items(), key=lambda item: item[1].timestamp)

@@ -19,7 +19,7 @@ from compress.evaluate.samples import sample_texts
 from compress.export.card import CardFacts
 from compress.export.gate import gate
 from compress.export.write import DTYPES, export
-from compress.scripts.lib import build, hosts, loggers, trainer
+from compress.scripts.lib import build, hosts, launch, loggers, trainer
 from compress.scripts.lib.facts import environment, layer_facts, model_bytes, reproduce
 from compress.scripts.lib.html_report import write_html
 from compress.scripts.lib.run_folder import (
@@ -105,13 +105,16 @@ class Run:
         if self.leads:
             self.measure_before(student)
         module = self.train_student(student)
+        self.quality["compressed"] = self.loss_of(module.student)
+        if launch.several_ranks():
+            # before the ranks part: the export's libraries work together wherever they can
+            self.compare()
+            launch.part_ranks()
         if self.leads:
-            self.quality["compressed"] = self.loss_of(module.student)
             if self.config.target is not None:
                 self.export_student(module.student)
-        if self.config.compare:
-            self.compare()
-        if self.leads:
+            if "compare" not in self.quality:
+                self.compare()
             self.finish(module.student)
 
     @property
@@ -216,6 +219,8 @@ class Run:
 
     def compare(self) -> None:
         """Three more runs of equal seed, data and steps: dense, ptq, no_teacher."""
+        if not self.config.compare:
+            return
         from compress.scripts.lib.compare import compare_arms, summarise
 
         with self.timed("compare"):
