@@ -36,6 +36,8 @@ class FeatureDistillation(CompressionCallback):
         BadInput: a setting is unknown, or a pair cannot be found.
     """
 
+    uses_teacher = True
+
     def __init__(
         self,
         *,

@@ -34,6 +34,8 @@ class LogitsDistillation(CompressionCallback):
         BadInput: a setting is unknown or out of range, or two contradict each other.
     """
 
+    uses_teacher = True
+
     def __init__(
         self,
         *,

@@ -43,6 +43,8 @@ class RoutedDistillation(CompressionCallback):
         BadInput: a setting is unknown or out of range, or the shares add up to more than 1.
     """
 
+    uses_teacher = True
+
     def __init__(
         self,
         *,

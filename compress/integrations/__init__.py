@@ -1,0 +1,1 @@
+"""Compression callbacks under other trainers than Lightning's."""

@@ -1,0 +1,279 @@
+"""A Hugging Face `Trainer` that takes the same compression callbacks as Lightning's.
+
+The callbacks see a trainer and a module of this file: the few attributes they read, and no more.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from compress.contract import LossSource, Step, Teacher, union_of_wants
+from compress.errors import BadInput
+from compress.joint_loss import joint_loss
+from compress.models import check_head_split, trace_causal_lm
+from compress.parameter_groups import parameter_groups
+from compress.transforms import plain_state_dict
+
+EXTRAS = "compression.pt"
+"""Beside a checkpoint's plain weights: scales, masks, projectors, and the callbacks' own state."""
+
+
+class CompressionTrainer(Trainer):  # type: ignore[misc]
+    """`transformers.Trainer` with compression callbacks: QAT, sparsity, distillation.
+
+    A checkpoint folder holds the weights as trained under their plain names, so
+    `from_pretrained` loads it, and what the callbacks need to go on in `compression.pt`. After
+    training, `compress.export.write.export(trainer.model, ...)` writes what is served.
+
+    Args:
+        model: a causal language model; the callbacks attach to it here, before the optimizer.
+        compression: instances of `compress.callbacks`, in the order they take effect.
+        teacher: answers `signal(batch, want)`, such as `compress.teachers.local.LocalTeacher`.
+        label_weight: of the labels' loss; 0.0 learns from the callbacks' terms alone.
+        trainer: all else, as for `transformers.Trainer`; batches hold `input_ids` and `labels`.
+
+    Raises:
+        BadInput: a callback asks for a teacher and there is none, or the model is sharded.
+        UnsupportedModel: the model's logits are not its head on its last hidden states.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        compression: Sequence[Any],
+        teacher: Teacher | None = None,
+        label_weight: float = 1.0,
+        **trainer: Any,
+    ) -> None:
+        """Attaches every callback."""
+        asking = [type(c).__name__ for c in compression if getattr(c, "uses_teacher", False)]
+        if asking and teacher is None:
+            raise BadInput(f"{', '.join(asking)} learn from a teacher: give teacher=...")
+        check_head_split(model)
+        super().__init__(model, **trainer)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise BadInput("compression under a sharded Trainer is not offered: use Lightning")
+        self.model_accepts_loss_kwargs = False  # ours is a mean: accumulation divides it
+        self.compression, self.label_weight = list(compression), label_weight
+        self.view = TrainerView(self)
+        self.compressed = ModuleView(model, teacher, self.view)
+        for callback in self.compression:
+            callback.setup(self.view, self.compressed, "fit")
+        self.add_callback(_Schedule(self))
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        """The labels' loss and every term while training; the labels' loss alone otherwise."""
+        if not self.model.training:
+            answer: Any = super().compute_loss(model, inputs, return_outputs=return_outputs)
+            return answer
+        if model is self.model:
+            return self._joint_loss(inputs)
+        with _forward_is(self.model, self._joint_loss):  # a wrapper's forward syncs gradients
+            return model(inputs)
+
+    def _joint_loss(self, inputs: dict[str, Tensor]) -> Tensor:
+        sources = [c for c in self.compression if isinstance(c, LossSource)]
+        with self.accelerator.autocast():
+            trace = trace_causal_lm(self.model, inputs)
+            step = Step(
+                batch=inputs, student=trace, teacher=self.compressed.teacher,
+                want=union_of_wants(sources), number=self.state.global_step,
+            )  # fmt: skip
+            if self.view.world_size > 1:
+                count = torch.tensor(float(step.rows_N.numel()), device=trace.hidden_BLH.device)
+                mean = self.accelerator.reduce(count, reduction="mean")
+                step._count = mean.clamp(min=1.0)
+            total, values = joint_loss(step, sources, label_weight=self.label_weight)
+        for name, value in values.items():
+            self.compressed.log(f"train/{name}", value)
+        return total
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Backward, and then, before clipping, what callbacks do to gradients."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            for callback in self.compression:
+                callback.on_before_optimizer_step(
+                    self.view, self.compressed, self.view.optimizers[0]
+                )
+        return loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's own optimizer class, over the groups that compressed students need."""
+        if getattr(self, "optimizer", None) is None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = parameter_groups(
+                self.compressed, self.args.learning_rate, self.args.weight_decay
+            )
+            self.optimizer = kind([g for g in groups if g["params"]], **settings)
+        made: torch.optim.Optimizer = self.optimizer
+        return made
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the last value of each loss term."""
+        terms = self.view.callback_metrics if "loss" in logs else {}
+        super().log({**logs, **{k: float(v) for k, v in terms.items()}}, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        super()._save(str(folder), state_dict=plain_state_dict(self.model, transformed=False))
+        torch.save(self.compressed.extras(self.compression), folder / EXTRAS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.compressed.restore(Path(resume_from_checkpoint), self.compression)
+
+
+class ModuleView(nn.Module):
+    """What callbacks read of a LightningModule: student, teacher, `log`; projectors join here."""
+
+    teacher: Teacher | None
+    trainer: "TrainerView"
+
+    def __init__(self, student: nn.Module, teacher: Teacher | None, trainer: "TrainerView") -> None:
+        """The teacher is kept as it is: no submodule, in no checkpoint."""
+        super().__init__()
+        self.student = student
+        self.__dict__["teacher"], self.__dict__["trainer"] = teacher, trainer
+
+    def log(self, name: str, value: Any, **_: Any) -> None:
+        """Keeps the last value; the Trainer logs it with its own figures."""
+        self.trainer.callback_metrics[name] = torch.as_tensor(value).detach()
+
+    def extras(self, callbacks: Sequence[Any]) -> dict[str, Any]:
+        """All state that is not among the student's plain weights."""
+        plain = {f"student.{name}" for name in plain_state_dict(self.student, transformed=False)}
+        state = self.state_dict()
+        return {
+            "state": {k: v for k, v in state.items() if _plain_name(k) not in plain},
+            "callbacks": {c.state_key: c.state_dict() for c in callbacks},
+        }
+
+    def restore(self, folder: Path, callbacks: Sequence[Any]) -> None:
+        """Takes up a checkpoint of `CompressionTrainer`.
+
+        Raises:
+            BadInput: the folder is no such checkpoint, or is one of other callbacks.
+        """
+        from safetensors.torch import load_file
+
+        if not (folder / EXTRAS).exists():
+            raise BadInput(f"{folder} has no {EXTRAS}: it is no checkpoint of CompressionTrainer")
+        kept = torch.load(folder / EXTRAS, weights_only=True, map_location="cpu")
+        plain: dict[str, Tensor] = {}
+        for file in sorted(folder.glob("model*.safetensors")):
+            plain |= load_file(file)
+        state = dict(self.state_dict())
+        for key in state:
+            name = _plain_name(key).removeprefix("student.")
+            if key in kept["state"] or name in plain:
+                state[key] = kept["state"].get(key, plain.get(name))
+        missing = [c.state_key for c in callbacks if c.state_key not in kept["callbacks"]]
+        if missing:
+            raise BadInput(f"{folder} was written without {', '.join(missing)}")
+        self.load_state_dict(state)
+        for callback in callbacks:
+            callback.load_state_dict(kept["callbacks"][callback.state_key])
+
+
+class TrainerView:
+    """What callbacks read of a Lightning trainer."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        """Reads the Hugging Face Trainer at each use."""
+        self._trainer = trainer
+        self.callback_metrics: dict[str, Tensor] = {}
+        self.train_dataloader: Any = None
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps taken."""
+        return int(self._trainer.state.global_step)
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps of the run; -1 before it is known."""
+        return int(self._trainer.state.max_steps or self._trainer.args.max_steps)
+
+    @property
+    def estimated_stepping_batches(self) -> float:
+        """The same; infinite before it is known."""
+        return self.max_steps if self.max_steps > 0 else float("inf")
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The one optimizer, without accelerate's wrapper."""
+        wrapped = self._trainer.optimizer
+        return [getattr(wrapped, "optimizer", wrapped)]
+
+    @property
+    def callbacks(self) -> list[Any]:
+        """The compression callbacks."""
+        return list(self._trainer.compression)
+
+    @property
+    def world_size(self) -> int:
+        """Processes of this run."""
+        return int(self._trainer.args.world_size)
+
+    @property
+    def global_rank(self) -> int:
+        """This process among them."""
+        return int(self._trainer.args.process_index)
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is the first process."""
+        return self.global_rank == 0
+
+
+class _Schedule(TrainerCallback):  # type: ignore[misc]
+    """Tells the compression callbacks when training begins and when a step is over."""
+
+    def __init__(self, trainer: CompressionTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        trainer = self.trainer
+        trainer.view.train_dataloader = _Rows(trainer.train_dataset, trainer.data_collator)
+        for callback in trainer.compression:
+            callback.on_train_start(trainer.view, trainer.compressed)
+
+    def on_step_end(self, *_: Any, **kwargs: Any) -> None:
+        for callback in self.trainer.compression:
+            callback.on_train_batch_end(self.trainer.view, self.trainer.compressed)
+
+
+class _Rows:
+    """Training rows as tensors, whatever columns of lists a data set keeps."""
+
+    def __init__(self, rows: Any, collate: Any) -> None:
+        self.rows, self.collate, self.dataset = rows, collate, self
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.collate([self.rows[index]]).items()}
+
+
+@contextlib.contextmanager
+def _forward_is(module: nn.Module, function: Any) -> Iterator[None]:
+    """DDP prepares its reducer in forward: the loss is computed where the wrapper calls us."""
+    before = module.forward
+    module.forward = function
+    try:
+        yield
+    finally:
+        module.forward = before
+
+
+def _plain_name(key: str) -> str:
+    return key.replace(".parametrizations.", ".").removesuffix(".original")

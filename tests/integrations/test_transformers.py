@@ -1,0 +1,143 @@
+"""Claims about the Hugging Face Trainer: the same callbacks, the same numbers, exact resume."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, TrainerCallback, TrainingArguments
+
+from compress.callbacks import (
+    DynamicSparsity,
+    FeatureDistillation,
+    LogitsDistillation,
+    QuantizationAwareTraining,
+)
+from compress.errors import BadInput
+from compress.integrations.transformers import EXTRAS, CompressionTrainer
+from compress.teachers.local import LocalTeacher
+from compress.transforms import transformed_layers
+from tests.tiny import TinyData, tiny_llama
+
+
+def trainer_of(folder, *, steps=4, compression=None, teacher=True, **changes) -> CompressionTrainer:
+    if compression is None:
+        compression = [QuantizationAwareTraining(scheme="W8A8"), LogitsDistillation()]
+    settings = {"save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, **changes}
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=4, use_cpu=True,
+        report_to=[], disable_tqdm=True, save_strategy="steps", **settings,
+    )  # fmt: skip
+    return CompressionTrainer(
+        tiny_llama(), args=arguments, train_dataset=TinyData(), compression=compression,
+        eval_dataset=TinyData(rows=8),
+        teacher=LocalTeacher(tiny_llama(layers=3, seed=1), dtype="float32") if teacher else None,
+    )  # fmt: skip
+
+
+def state_of(trainer) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in trainer.compressed.state_dict().items()}
+
+
+class StopAt(TrainerCallback):
+    """Ends training early, as a kill would; the schedules still aim at the last step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step >= self.step
+        return control
+
+
+def test_the_student_learns_quantised_and_every_term_is_logged(tmp_path):
+    trainer = trainer_of(tmp_path, steps=30)
+    trainer.train()
+    losses = [line["train/labels"] for line in trainer.state.log_history if "train/labels" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    assert any("train/logits" in line for line in trainer.state.log_history)
+    layer = trainer.model.model.layers[0].mlp.up_proj
+    for row in layer.weight.detach():
+        assert len(row.unique()) <= 255  # what the forward uses lies on the int8 grid
+
+
+def test_transforms_learn_without_weight_decay(tmp_path):
+    trainer = trainer_of(tmp_path, weight_decay=0.1)
+    groups = trainer.create_optimizer().param_groups
+    scales = {
+        id(p) for _, layer in transformed_layers(trainer.model)
+        for p in layer.parametrizations.weight[0].parameters()
+    }  # fmt: skip
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert scales and not scales & decayed
+    assert scales <= {id(p) for group in groups for p in group["params"]}
+
+
+def test_resume_is_bit_exact(tmp_path):
+    def callbacks():
+        return [
+            QuantizationAwareTraining(scheme="W4A16", group_size=32),
+            DynamicSparsity(density=0.5, start=0, stop=5, every=1, growth="random"),
+            LogitsDistillation(), FeatureDistillation(),
+        ]  # fmt: skip
+
+    whole = trainer_of(tmp_path / "whole", steps=6, compression=callbacks())
+    whole.train()
+    first = trainer_of(tmp_path / "halves", steps=6, compression=callbacks())
+    first.add_callback(StopAt(4))
+    first.train()
+    second = trainer_of(tmp_path / "halves", steps=6, compression=callbacks())
+    second.train(resume_from_checkpoint=str(tmp_path / "halves" / "checkpoint-4"))
+    expected = state_of(whole)
+    assert all(torch.equal(value, expected[key]) for key, value in state_of(second).items())
+
+
+def test_masks_hold_and_the_checkpoint_loads_as_a_plain_model(tmp_path):
+    sparse = DynamicSparsity(density=0.5, start=0, stop=3, every=1)
+    trainer = trainer_of(tmp_path, compression=[sparse], teacher=False)
+    trainer.train()
+    weight = trainer.model.model.layers[0].mlp.up_proj.weight
+    assert (weight != 0).float().mean() == pytest.approx(0.5, abs=0.01)
+    folder = tmp_path / "checkpoint-4"
+    assert (folder / EXTRAS).exists()
+    plain = LlamaForCausalLM.from_pretrained(folder)
+    trained = trainer.model.model.layers[0].mlp.up_proj.parametrizations.weight.original
+    assert torch.equal(plain.model.layers[0].mlp.up_proj.weight, trained)
+
+
+def test_accumulation_takes_one_schedule_step_an_optimizer_step(tmp_path):
+    seen = []
+
+    class Watching(LogitsDistillation):
+        def advance(self, student, optimizer_step):
+            seen.append(optimizer_step)
+
+    trainer = trainer_of(tmp_path, compression=[Watching()], gradient_accumulation_steps=2)
+    trainer.train()
+    assert seen == [1, 2, 3, 4]
+
+
+def test_evaluation_is_the_labels_loss_alone(tmp_path):
+    trainer = trainer_of(tmp_path, compression=[LogitsDistillation(teacher_weight=5.0)])
+    figures = trainer.evaluate()
+    trainer.model.eval()
+    batch = {k: torch.stack([row[k] for row in TinyData(rows=8)]) for k in ("input_ids", "labels")}
+    with torch.no_grad():
+        assert figures["eval_loss"] == pytest.approx(float(trainer.model(**batch).loss), rel=1e-4)
+
+
+def test_a_callback_without_its_teacher_is_refused_at_once(tmp_path):
+    with pytest.raises(BadInput, match="LogitsDistillation"):
+        trainer_of(tmp_path, teacher=False)
+
+
+def test_a_plain_checkpoint_is_no_checkpoint_of_ours(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "plain")
+    with pytest.raises(BadInput, match=EXTRAS):
+        trainer_of(tmp_path / "run").train(resume_from_checkpoint=str(tmp_path / "plain"))
+
+
+def test_the_adapter_itself_needs_no_lightning():
+    code = "import sys, compress.integrations.transformers; print('lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
