@@ -3,12 +3,14 @@
 Every settable key stands in a recipe file, so a misspelt one is found before anything is built.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from compress.errors import BadInput, did_you_mean
-
-ALLOWED_TARGETS = ("compress.", "lightning.", "transformers.", "torchmetrics.", "torch.optim.")
+from compress.scripts.lib.kinds import check_callback_settings, check_keys, check_kinds, check_top
+from compress.scripts.lib.targets import check_switches, check_targets
 
 
 def recipes_folder() -> Path:
@@ -42,39 +44,53 @@ def compose(words: list[str], *, primary: str = "train") -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     _check_words(words)
+    words = [_into_open_group(word) for word in words]
     folder = str(recipes_folder().resolve())
-    with initialize_config_dir(config_dir=folder, version_base="1.3"):
+    with _without_environment(), initialize_config_dir(config_dir=folder, version_base="1.3"):
         choices = [w for w in words if _is_group(w) or w.startswith(("+", "~"))]
         try:
             base = hydra_compose(primary, overrides=choices)
-            _check_keys([w for w in words if w not in choices], OmegaConf.to_container(base))
+            defaults = OmegaConf.to_container(base)
+            check_keys([w for w in words if w not in choices], defaults)
+            check_top(base, hydra_compose(primary, overrides=[w for w in choices if _is_group(w)]))
             config = hydra_compose(primary, overrides=words)
+            OmegaConf.resolve(config)
         except (HydraException, OmegaConfBaseException) as error:
             raise BadInput(_first_line(error)) from error
+        except RecursionError as error:
+            raise BadInput("the configuration refers to itself without end") from error
     _check_missing(config)
-    check_targets(OmegaConf.to_container(config.callbacks), list(config.allow_modules))
+    plain = OmegaConf.to_container(config)
+    check_kinds(plain, defaults)
+    check_callback_settings(plain["callbacks"], recipes_folder() / "callbacks")
+    check_switches(plain, words)
+    check_targets(plain, list(config.allow_modules))
     return config
 
 
-def check_targets(node: Any, allow_modules: list[str], where: str = "callbacks") -> None:
-    """Refuse a `_target_` outside the allow-list: a recipe must not run arbitrary code.
+@contextmanager
+def _without_environment() -> Iterator[None]:
+    """A recipe may not read environment variables: they hold keys, and a configuration travels."""
+    from omegaconf import OmegaConf
+    from omegaconf.resolvers import oc
 
-    Raises:
-        BadInput: a target lies elsewhere.
-    """
-    if isinstance(node, dict):
-        target = node.get("_target_")
-        allowed = (*ALLOWED_TARGETS, *(f"{module}." for module in allow_modules))
-        if target is not None and not str(target).startswith(allowed):
-            raise BadInput(
-                f"{where}._target_={target!r} is not allowed to run; if you trust it, add its "
-                f"module: allow_modules=[{str(target).rpartition('.')[0]}]"
-            )
-        for key, value in node.items():
-            check_targets(value, allow_modules, f"{where}.{key}")
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            check_targets(value, allow_modules, f"{where}[{index}]")
+    def refuse(*words: Any) -> None:
+        raise BadInput(
+            f"${{oc.env:{words[0] if words else ''}}} is not read: a recipe could send your keys "
+            "away by it. Give the value on the command line, where the shell fills in $NAME"
+        )
+
+    OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def _into_open_group(word: str) -> str:
+    """A group that is empty by default takes keys of the user's own: Hydra wants `++` for them."""
+    open_group = ".overrides" in word.partition("=")[0]
+    return f"++{word}" if open_group and not word.startswith(("+", "~")) else word
 
 
 def _check_words(words: list[str]) -> None:
@@ -87,7 +103,7 @@ def _check_words(words: list[str]) -> None:
 
 def _is_group(word: str) -> bool:
     key, equals, _ = word.partition("=")
-    return bool(equals) and "." not in key and (recipes_folder() / key).is_dir()
+    return bool(key and equals) and "." not in key and (recipes_folder() / key).is_dir()
 
 
 def _check_choice(group: str, choice: str) -> None:
@@ -98,52 +114,6 @@ def _check_choice(group: str, choice: str) -> None:
             f"{group}={choice} is unknown.{did_you_mean(choice, known)} "
             f"There are: {', '.join(known)}"
         )
-
-
-def _check_keys(words: list[str], base: Any) -> None:
-    problems = [problem for word in words if (problem := _problem_of(word, base))]
-    if problems:
-        raise BadInput("\n".join(problems))
-
-
-def _problem_of(word: str, base: Any) -> str | None:
-    key, _, text = word.partition("=")
-    node, walked = base, ""
-    for part in key.split("."):
-        if not isinstance(node, dict) or part not in node:
-            known = [str(k) for k in node] if isinstance(node, dict) else []
-            place = f"{walked.rstrip('.')} has no setting" if walked else "there is no setting"
-            hint = did_you_mean(part, known)
-            listed = ", ".join(k for k in known if not k.startswith("_"))
-            return (
-                f"{key}: {place} {part!r}.{hint} Known: {listed or 'nothing (no such callback?)'}"
-            )
-        node, walked = node[part], f"{walked}{part}."
-    return _kind_problem(key, text, node)
-
-
-def _kind_problem(key: str, text: str, default: Any) -> str | None:
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return None  # Hydra's own grammar decides
-    if value is None or default is None:
-        return None
-    if isinstance(default, bool) != isinstance(value, bool) and isinstance(default, bool):
-        return f"{key}={text}: true or false is expected"
-    if isinstance(default, int | float) and not isinstance(default, bool):
-        return None if _is_number(text) else f"{key}={text}: a number is expected, as {default}"
-    return None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_missing(config: Any) -> None:

@@ -1,0 +1,147 @@
+"""What a recipe may name in `_target_`, and how the name becomes a class: a recipe runs no shell.
+
+Two walls. `check_targets` looks at the names alone, before anything is imported. `import_target`
+looks at what was found: a name such as `compress.data.store.os.system` passes for one of ours and
+is none. What only the user may switch (`allow_modules`, `trust_remote_code`) must stand on the
+command line: a recipe that could switch it would be its own judge.
+"""
+
+import importlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from compress.errors import BadInput, did_you_mean
+
+ALLOWED_PACKAGES = ("compress", "lightning", "torch", "torchmetrics", "transformers")
+DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
+ONLY_BY_COMMAND_LINE = {"allow_modules": [], "trust_remote_code": False}
+
+
+def check_targets(node: Any, allow_modules: Sequence[str], where: str = "") -> None:
+    """Refuse each `_target_` that does not lie in an allowed package, however deep it stands.
+
+    Raises:
+        BadInput: lists every offender.
+    """
+    problems = [
+        f"{place}={target!r} is not allowed to run"
+        for place, target in _targets_in(node, where)
+        if not _is_allowed(target, allow_modules)
+    ]
+    if problems:
+        raise BadInput(
+            "\n".join(problems)
+            + f"\nAllowed are {', '.join(ALLOWED_PACKAGES)}; where you trust another module, say "
+            "so on the command line: allow_modules=[its_package]"
+        )
+
+
+def _targets_in(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+    children: Any = ()
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield f"{where}._target_".lstrip("."), node["_target_"]
+        children = ((f"{where}.{key}".lstrip("."), value) for key, value in node.items())
+    elif isinstance(node, list):
+        children = ((f"{where}[{index}]", value) for index, value in enumerate(node))
+    for place, value in children:
+        yield from _targets_in(value, place)
+
+
+def _is_allowed(target: Any, allow_modules: Sequence[str]) -> bool:
+    if not isinstance(target, str) or not DOTTED.fullmatch(target):
+        return False  # also "_private" parts: `torch._C`, `package.__main__`
+    return _lies_in(target, (*ALLOWED_PACKAGES, *allow_modules))
+
+
+def _lies_in(name: str, packages: Sequence[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def check_switches(config: Any, words: Sequence[str]) -> None:
+    """Refuse a recipe that switches on by itself what only the user may.
+
+    Raises:
+        BadInput: lists every such setting and how to give it.
+    """
+    said = {word.lstrip("+").partition("=")[0] for word in words}
+    problems = [
+        f"{place}={value} stands in a recipe file; it lets foreign code run, so it counts only "
+        f"on the command line: {place}={value}"
+        for place, value in _switches_in(config, "")
+        if place not in said
+    ]
+    if problems:
+        raise BadInput("\n".join(problems))
+
+
+def _switches_in(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            place = f"{where}.{key}".lstrip(".")
+            if key in ONLY_BY_COMMAND_LINE and value != ONLY_BY_COMMAND_LINE[key]:
+                yield place, value
+            yield from _switches_in(value, place)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _switches_in(value, f"{where}[{index}]")
+
+
+def import_callback(target: str, allow_modules: Sequence[str] = ()) -> Any:
+    """The Lightning callback class of this name.
+
+    Raises:
+        BadInput: there is none, or it is something else.
+    """
+    from lightning.pytorch import Callback
+
+    found = import_target(target, allow_modules)
+    if not (isinstance(found, type) and issubclass(found, Callback)):
+        raise BadInput(f"{target} is no Lightning callback but {_words(found)}")
+    return found
+
+
+def import_data(target: str, allow_modules: Sequence[str] = ()) -> Any:
+    """The data function of this name: one of ours, or of a module that the user trusts.
+
+    Raises:
+        BadInput: there is none, or it is something else.
+    """
+    import compress.data
+
+    known = [f"compress.data.{name}" for name in compress.data.__all__]
+    if target not in known and not _lies_in(target, allow_modules):
+        raise BadInput(f"data._target_={target!r} is no data source.{did_you_mean(target, known)}")
+    found = import_target(target, allow_modules)
+    if not callable(found):
+        raise BadInput(f"{target} cannot be called: it is {_words(found)}")
+    return found
+
+
+def import_target(target: str, allow_modules: Sequence[str] = ()) -> Any:
+    """The class or function that stands in a module under its own name.
+
+    Raises:
+        BadInput: the name is not allowed, does not exist, or leads out of the allowed packages.
+    """
+    check_targets({"_target_": target}, allow_modules)
+    place, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(place)
+    except ImportError as error:
+        raise BadInput(f"_target_={target}: cannot import {place} ({error})") from error
+    if not hasattr(module, name):
+        known = [word for word in dir(module) if not word.startswith("_")]
+        raise BadInput(f"_target_={target}: {place} has no {name!r}.{did_you_mean(name, known)}")
+    found = getattr(module, name)
+    home = str(getattr(found, "__module__", ""))
+    if not _lies_in(home, (*ALLOWED_PACKAGES, *allow_modules)):
+        raise BadInput(f"_target_={target} is not allowed to run: it is {_words(found)}")
+    return found
+
+
+def _words(found: Any) -> str:
+    home = getattr(found, "__module__", None)
+    name = getattr(found, "__qualname__", repr(found))
+    return f"{home}.{name}" if home else str(name)
