@@ -10,7 +10,7 @@ from torch import nn
 
 from compress.callbacks.base import CompressionCallback
 from compress.quantize import prepare, start
-from compress.quantize.prepare import check_settings, freeze_scales, mark_frozen, set_enabled
+from compress.quantize.switches import check_settings, freeze_scales, mark_frozen, set_enabled
 
 
 class QuantizationAwareTraining(CompressionCallback):

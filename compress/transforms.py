@@ -64,6 +64,7 @@ class InputTransform(nn.Module):
 
 
 INPUT_QUANTIZER = "input_quantizer"
+KV_QUANTIZER = "kv_quantizer"
 
 
 def attach_transform(layer: nn.Module, transform: WeightTransform, *, name: str = "weight") -> None:
@@ -111,10 +112,19 @@ def attach_input_quantizer(layer: nn.Module, quantizer: InputTransform) -> None:
     Raises:
         ValueError: the layer has one already.
     """
-    if hasattr(layer, INPUT_QUANTIZER):
-        raise ValueError("an input quantizer is attached to this layer already")
-    layer.add_module(INPUT_QUANTIZER, quantizer)
+    attach_child(layer, INPUT_QUANTIZER, quantizer)
     layer.register_forward_pre_hook(_quantize_input)
+
+
+def attach_child(module: nn.Module, name: str, child: nn.Module) -> None:
+    """Add a quantiser that is called by a hook.
+
+    Raises:
+        ValueError: there is one of this name already.
+    """
+    if hasattr(module, name):
+        raise ValueError(f"{name}: one is attached to this module already")
+    module.add_module(name, child)
 
 
 def _quantize_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -139,7 +149,7 @@ def plain_state_dict(model: nn.Module, *, transformed: bool = True) -> dict[str,
     chained = {name: layer for name, layer in model.named_modules() if transforms_of(layer)}
     state: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
-        if f".{INPUT_QUANTIZER}." in key:
+        if f".{INPUT_QUANTIZER}." in key or f".{KV_QUANTIZER}." in key:
             continue
         owner, found, rest = key.partition(".parametrizations.")
         if not found:

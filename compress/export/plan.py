@@ -16,6 +16,7 @@ from compress.models import config_of
 from compress.targets import output_head_name
 from compress.transforms import (
     INPUT_QUANTIZER,
+    KV_QUANTIZER,
     TransformRecord,
     trained_weight,
     transformed_layers,
@@ -115,7 +116,24 @@ def collect_plan(student: nn.Module, *, trained: bool = True) -> ExportPlan:
         tied_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
         architecture=type(student).__name__,
         config=config,
+        **_kv_plan(student, trained=trained),
     )
+
+
+def _kv_plan(student: nn.Module, *, trained: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        name: module.get_submodule(KV_QUANTIZER)
+        for name, module in student.named_modules()
+        if KV_QUANTIZER in dict(module.named_children())
+    }
+    on = {n: q for n, q in found.items() if not trained or q.keys.enabled}
+    if not on:
+        return {}
+    args = next(iter(on.values())).keys.args
+    if not trained:  # its scales are calibrated later
+        return {"kv_cache": args}
+    tensors = {f"{n}.{key}": value for n, q in on.items() for key, value in q.tensors().items()}
+    return {"kv_cache": args, "kv_tensors": tensors}
 
 
 def _layer_plan(name: str, layer: nn.Module, *, trained: bool) -> LayerPlan:

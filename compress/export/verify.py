@@ -13,8 +13,10 @@ from compress.errors import ExportMismatch
 from compress.export.checkpoint import dense_tensors, read_tensors, stored_scale
 from compress.export.codes import expected_codes, step_size, stored_codes
 from compress.export.modelopt import as_compressed_tensors
+from compress.export.onnx_verify import LARGEST_TOLERANCE, verify_onnx
 from compress.export.plan import ExportPlan, LayerPlan
 from compress.export.reload import TOLERANCE, compare_logits
+from compress.export.tensorrt import ONNX_FILE
 from compress.transforms import Stage, weight_before
 
 
@@ -52,11 +54,19 @@ def verify(
                 student, twin, plan=plan, target="transformers", dtype=dtype,
                 example_batch=example_batch,
             )  # fmt: skip
+    if target == "tensorrt":
+        path = Path(folder) / ONNX_FILE
+        gap, tensors = verify_onnx(student, path, plan=plan, batch=example_batch)
+        return _agreed(plan, gap=gap, tolerance=LARGEST_TOLERANCE, tensors=tensors)
     tensors = verify_tensors(student, folder, plan, dtype=dtype)
     gap = compare_logits(student, folder, plan, dtype=dtype, batch=example_batch)
+    return _agreed(plan, gap=gap, tolerance=TOLERANCE, tensors=tensors)
+
+
+def _agreed(plan: ExportPlan, *, gap: float, tolerance: float, tensors: int) -> Verification:
     return Verification(
         max_abs_logit_diff=gap,
-        tolerance=TOLERANCE,
+        tolerance=tolerance,
         codes_equal=True,
         scales_equal=True,
         zeros_equal=True,
@@ -83,6 +93,11 @@ def verify_tensors(
             f"{planned.name}: {e}" for e in _layer_errors(layers[planned.name], planned, parts)
         ]
     wrong += _dense_errors(student, plan, found, dtype)
+    wrong += [
+        f"{key}: the cache's scale differs or is missing"
+        for key, value in plan.kv_tensors.items()
+        if key not in found or not torch.equal(found[key].float(), value.cpu().float())
+    ]
     if wrong:
         raise ExportMismatch(
             f"{len(wrong)} differences between the file and the trained model:\n  "

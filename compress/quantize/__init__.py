@@ -1,13 +1,17 @@
 """Quantisation: schemes, fake quantisation with learned scales, first scales, calibration."""
 
-from compress.quantize.calibration import calibrate, calibration_batches, start
+from compress.quantize.calibration import calibrate, calibration_batches
 from compress.quantize.fake_quantize import fake_quantize, fake_quantize_dynamic
-from compress.quantize.prepare import freeze_scales, prepare, set_enabled
+from compress.quantize.inputs import QuantizeInput
+from compress.quantize.post_training import Calibration, start
+from compress.quantize.prepare import prepare
 from compress.quantize.schemes import SCHEMES, check_layers, resolve_scheme
-from compress.quantize.transforms import QuantizeInput, QuantizeWeight
+from compress.quantize.switches import freeze_scales, set_enabled
+from compress.quantize.transforms import QuantizeWeight
 
 __all__ = [
     "SCHEMES",
+    "Calibration",
     "QuantizeInput",
     "QuantizeWeight",
     "calibrate",

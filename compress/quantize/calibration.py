@@ -10,8 +10,7 @@ from torch import nn
 from torch.utils.data import IterableDataset, default_collate
 
 from compress.errors import BadInput
-from compress.quantize.prepare import initialize_weights
-from compress.quantize.transforms import QuantizeInput
+from compress.quantize.inputs import QuantizeInput
 
 
 def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> int:
@@ -31,30 +30,6 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> int:
     for quantizer in waiting:
         quantizer.calibrated()
     return count
-
-
-def start(
-    model: nn.Module,
-    data: Any,
-    *,
-    init: str = "rtn",
-    percentile: float = 0.999,
-    samples: int = 64,
-    seed: int = 0,
-) -> None:
-    """Scales of a prepared model from its present weights and from data: a PTQ model, in place.
-
-    Args:
-        model: after `prepare`.
-        data: a data set with rows of tensors; looked at only where something needs data.
-        init: how weights get their scales: `rtn`, `mse`, `percentile`.
-        percentile: for `percentile`, share of magnitudes inside the range.
-        samples: rows to look at.
-        seed: of their draw.
-    """
-    initialize_weights(model, init=init, percentile=percentile)
-    if any(isinstance(m, QuantizeInput) and m.needs_calibration for m in model.modules()):
-        calibrate(model, calibration_batches(data, samples=samples, seed=seed))
 
 
 def calibration_batches(

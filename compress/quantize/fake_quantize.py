@@ -17,7 +17,12 @@ CACHED_ELEMENTS = 1 << 16
 
 
 def fake_quantize(
-    values: Tensor, scale: Tensor, *, grid: Grid, global_scale: Tensor | None = None
+    values: Tensor,
+    scale: Tensor,
+    *,
+    grid: Grid,
+    global_scale: Tensor | None = None,
+    pass_saturated: bool = False,
 ) -> Tensor:
     """Values rounded to `scale * code`, with gradients to both.
 
@@ -31,13 +36,15 @@ def fake_quantize(
         scale: positive, broadcasts over `values`; rounded to `grid.scale_format` here.
         grid: the codes.
         global_scale: the per-tensor factor of NVFP4's scales; None elsewhere.
+        pass_saturated: False clips the gradient of saturated values to 0; True passes it on as if
+            nothing were rounded (straight-through), so that they can come back.
 
     >>> from compress.quantize.grid import Grid
     >>> int4 = Grid(kind="int", q_min=-8.0, q_max=7.0)
     >>> fake_quantize(torch.tensor([0.0, 0.14, 9.0]), torch.tensor([0.1]), grid=int4)
     tensor([0.0000, 0.1000, 0.7000])
     """
-    return _FakeQuantize.apply(values, scale, global_scale, grid)  # type: ignore[no-any-return, no-untyped-call]
+    return _FakeQuantize.apply(values, scale, global_scale, grid, pass_saturated)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def fake_quantize_dynamic(
@@ -92,11 +99,16 @@ def _parts(values: Tensor, scale: Tensor) -> list[slice]:
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, scale: Tensor, global_scale: Tensor | None, grid: Grid
+        ctx: Any,
+        values: Tensor,
+        scale: Tensor,
+        global_scale: Tensor | None,
+        grid: Grid,
+        pass_saturated: bool,
     ) -> Tensor:
         used_scale = grid.round_scale(scale.float(), global_scale)
         ctx.save_for_backward(values, used_scale)
-        ctx.grid, ctx.scale_dtype = grid, scale.dtype
+        ctx.grid, ctx.scale_dtype, ctx.pass_saturated = grid, scale.dtype, pass_saturated
         return quantized(values, used_scale, grid)
 
     @staticmethod
@@ -112,7 +124,8 @@ class _FakeQuantize(torch.autograd.Function):
             (grad_scale[part] if follows else grad_scale).add_(slope.sum_to_size(own.shape))
         shared = values.numel() / scale.numel()
         grad_scale *= (shared * grid.q_max) ** -0.5
-        return grad_values, grad_scale.to(ctx.scale_dtype), None, None
+        passed = grad if ctx.pass_saturated else grad_values
+        return passed, grad_scale.to(ctx.scale_dtype), None, None, None
 
 
 def _gradients_into(

@@ -110,11 +110,12 @@ def scale_shape(args: QuantizationArgs, weight_OI: Tensor) -> tuple[int, ...]:
 
 def split(args: QuantizationArgs, values: Tensor) -> Tensor:
     """A view in which scales broadcast: groups and blocks get dimensions of their own."""
+    shape = values.shape
     if args.strategy in ("group", "tensor_group"):
-        return values.unflatten(-1, (-1, args.group_size))
+        return values.reshape(*shape[:-1], -1, args.group_size)
     if args.strategy == "block":
         height, width = args.block_structure
-        return values.unflatten(0, (-1, height)).unflatten(2, (-1, width))
+        return values.reshape(shape[0] // height, height, shape[1] // width, width)
     return values
 
 

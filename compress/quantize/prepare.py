@@ -1,30 +1,20 @@
-"""Attach quantisers to a model, calibrate them, and tie what the runtime fuses.
-
-Legend: one "fusion" is the set of layers that vLLM loads as one matrix: q/k/v, or gate/up.
-"""
+"""Attach quantisers to a model: which layers, which scheme, and what the runtime fuses tied."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from compressed_tensors.quantization import QuantizationScheme
 from torch import Tensor, nn
 
-from compress.errors import BadInput, UnsupportedScheme, did_you_mean
-from compress.quantize.observers import INITS
+from compress.errors import UnsupportedScheme
+from compress.quantize.fusion import check_fused, fusions, tie_fused
+from compress.quantize.inputs import QuantizeInput
+from compress.quantize.kv_cache import attach_kv_quantizers
 from compress.quantize.schemes import check_layers, resolve_scheme
-from compress.quantize.transforms import SCALE_MODES, QuantizeInput, QuantizeWeight
+from compress.quantize.transforms import QuantizeWeight
 from compress.targets import choose_layers, matches
-from compress.transforms import (
-    INPUT_QUANTIZER,
-    Stage,
-    attach_input_quantizer,
-    attach_transform,
-    transformed_layers,
-    transforms_of,
-    weight_before,
-)
-
-FUSIONS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+from compress.transforms import Stage, attach_input_quantizer, attach_transform, weight_before
 
 
 def prepare(
@@ -38,10 +28,15 @@ def prepare(
     include: str | Iterable[str] = "*",
     exclude: str | Iterable[str] | None = None,
     overrides: Mapping[str, str | None] | None = None,
+    embeddings: str | None = None,
+    kv_cache: str | None = None,
     init: str = "rtn",
     scales: str = "learned",
     scale_learning_rate: float = 1.0,
     scale_dtype: torch.dtype | None = None,
+    observer: str = "minmax",
+    observer_percentile: float = 0.9999,
+    backward: str = "clipped",
 ) -> dict[str, nn.Module]:
     """Attach weight and input quantisers to the chosen layers; returns them by name.
 
@@ -56,15 +51,21 @@ def prepare(
         exclude: name patterns taken out again.
         overrides: name pattern -> preset (`"W4A16:32"` names the group size too), None leaves the
             layer dense; the last pattern that fits counts.
-        init: `rtn`, `mse` or `percentile`.
+        embeddings: preset of the input embeddings' weights (`"W8A16:32"`); None keeps them dense.
+        kv_cache: `fp8` rounds keys and values too; None does not.
+        init: `rtn`, `mse` or `percentile`; what needs data comes with `post_training.start`.
         scales: `learned`, `tracked` or `fixed`.
         scale_learning_rate: multiple of the run's learning rate for scales.
         scale_dtype: what scales are stored in; None chooses as the runtime loads them.
+        observer: of static inputs: `minmax`, `percentile` or `mse`.
+        observer_percentile: share of input magnitudes inside the range, for `percentile`.
+        backward: `clipped` gives saturated values no gradient, `straight_through` passes it on.
 
     Raises:
-        UnsupportedScheme: a layer does not fit its scheme (all are listed), or fused layers would
-            get different schemes.
+        UnsupportedScheme: a layer does not fit its scheme (all are listed), fused layers would
+            get different schemes, or tied embeddings were to be quantised.
         BadInput: a pattern fits no layer; a weight holds NaN or infinities.
+        UnsupportedModel: `kv_cache` where nothing writes to a cache.
     """
     layers = choose_layers(model, include=include, exclude=exclude)
     default = scheme
@@ -74,113 +75,36 @@ def prepare(
             weight_bits=weight_bits, activation_bits=activation_bits,
         )  # fmt: skip
     schemes = _plan(list(layers), default, overrides or {}, model)
+    if embeddings is not None:
+        tables = _embeddings(model)
+        layers, schemes = layers | tables, schemes | _table_schemes(tables, embeddings)
     layers = {name: layers[name] for name in schemes}
     check_layers(layers, schemes)
-    _check_fused(fusions(model, layers), schemes)
-    for name, layer in layers.items():
-        _attach(
-            layer, schemes[name], name=name, init=init, scales=scales,
-            learning_rate_scale=scale_learning_rate, scale_dtype=scale_dtype,
-        )  # fmt: skip
-    _tie_fused(model, layers)
-    return layers
-
-
-def initialize_weights(model: nn.Module, *, init: str = "rtn", percentile: float = 0.999) -> None:
-    """Scales of every weight quantiser anew from the present (masked) weights."""
-    layers = {n: m for n, m in transformed_layers(model) if weight_quantizer(m) is not None}
-    for layer in layers.values():
-        quantizer = weight_quantizer(layer)
-        assert quantizer is not None
-        before = weight_before(layer, Stage.QUANTIZE).detach()
-        quantizer.initialize(before, init=init, percentile=percentile)
-    _tie_fused(model, layers)
-
-
-def _tie_fused(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    for names in fusions(model, layers):
-        tie([layers[name] for name in names])
-
-
-def fusions(model: nn.Module, names: Iterable[str]) -> list[list[str]]:
-    """The sets of two or more of `names` that the runtime loads as one matrix."""
-    known, found = set(names), []
-    for parent in dict.fromkeys(name.rpartition(".")[0] for name in names):
-        for group in FUSIONS:
-            siblings = [f"{parent}.{last}".lstrip(".") for last in group]
-            present = [name for name in siblings if name in known]
-            if len(present) > 1:
-                found.append(present)
-    return found
-
-
-def weight_quantizer(layer: nn.Module) -> QuantizeWeight | None:
-    """The layer's weight quantiser, if it has one."""
-    return next((t for t in transforms_of(layer) if isinstance(t, QuantizeWeight)), None)
-
-
-def input_quantizer(layer: nn.Module) -> QuantizeInput | None:
-    """The layer's input quantiser, if it has one."""
-    found = dict(layer.named_children()).get(INPUT_QUANTIZER)
-    return found if isinstance(found, QuantizeInput) else None
-
-
-def tie(layers: list[nn.Module]) -> None:
-    """Give fused layers one scale where the runtime keeps one: NVFP4's global, per-tensor ones."""
-    weights = [w for layer in layers if (w := weight_quantizer(layer)) is not None]
-    if weights and weights[0].global_scale is not None:
-        smallest = torch.stack(
-            [w.global_scale for w in weights if w.global_scale is not None]
-        ).amin(0)
-        for weight in weights:
-            assert weight.global_scale is not None
-            weight.global_scale.copy_(smallest)
-    if weights and weights[0].args.strategy == "tensor":
-        largest = torch.stack([w.base_scale for w in weights]).amax(0)
-        for weight in weights:
-            weight.set_scale(largest)
-            weight.log_step = weights[0].log_step  # one parameter: learned together
-    inputs = [q for layer in layers if (q := input_quantizer(layer)) is not None]
-    for other in inputs[1:]:
-        other.log_step = inputs[0].log_step
-
-
-def mark_frozen(model: nn.Module) -> None:
-    """After a restore: the scales in the checkpoint were frozen already."""
-    for part in model.modules():
-        if isinstance(part, QuantizeWeight | QuantizeInput):
-            part.frozen = True
-
-
-def check_settings(*, init: str, scales: str, scale_dtype: str | None) -> None:
-    """Refuse unknown words before anything is built.
-
-    Raises:
-        BadInput: names the setting, what is known, and the nearest word.
-    """
-    known = {
-        "init": (init, INITS),
-        "scales": (scales, SCALE_MODES),
-        "scale_dtype": (scale_dtype or "float32", ("float32", "bfloat16", "float16")),
+    check_fused(fusions(model, layers), schemes, scales=scales)
+    learned = "learned" if scales == "learned" else "fixed"
+    shared: dict[str, Any] = {
+        "learning_rate_scale": scale_learning_rate,
+        "pass_saturated": backward == "straight_through",
     }
-    for setting, (value, words) in known.items():
-        if value not in words:
-            hint = did_you_mean(value, words)
-            raise BadInput(f"{setting}={value!r} is unknown.{hint} Use one of {', '.join(words)}")
-
-
-def set_enabled(model: nn.Module, enabled: bool) -> None:
-    """Switch every quantiser of a model on or off (a dense forward)."""
-    for part in model.modules():
-        if isinstance(part, QuantizeWeight | QuantizeInput):
-            part.enabled = enabled
-
-
-def freeze_scales(model: nn.Module) -> None:
-    """Keep every scale at its present value from now on."""
-    for part in model.modules():
-        if isinstance(part, QuantizeWeight | QuantizeInput):
-            part.freeze()
+    observed: dict[str, Any] = {
+        "scales": learned,
+        "observer": observer,
+        "percentile": observer_percentile,
+    }
+    for name, layer in layers.items():
+        before: Tensor = weight_before(layer, Stage.QUANTIZE)
+        weight = QuantizeWeight(
+            before, args=schemes[name].weights, scales=scales, init=init, scale_dtype=scale_dtype,
+            name=name, **shared,
+        )  # fmt: skip
+        attach_transform(layer, weight)
+        if (args := schemes[name].input_activations) is not None:
+            inputs = QuantizeInput(args=args, name=name, device=before.device, **observed, **shared)
+            attach_input_quantizer(layer, inputs)
+    if kv_cache is not None:
+        attach_kv_quantizers(model, **observed, **shared)
+    tie_fused(model, layers)
+    return layers
 
 
 def _plan(
@@ -196,44 +120,28 @@ def _plan(
         chosen: QuantizationScheme | None = default
         for pattern, preset in overrides.items():
             if matches(name, [pattern]):
-                chosen = None if preset is None else _override(preset)
+                chosen = None if preset is None else resolve_scheme(preset)
         if chosen is not None:
             plan[name] = chosen
     return plan
 
 
-def _override(preset: str) -> QuantizationScheme:
-    name, _, group = preset.partition(":")
-    return resolve_scheme(name, group_size=int(group) if group else None)
-
-
-def _check_fused(fused: list[list[str]], schemes: Mapping[str, QuantizationScheme]) -> None:
-    mixed = [n for n in fused if any(schemes[m] != schemes[n[0]] for m in n[1:])]
-    if mixed:
-        listed = "\n".join(f"  {', '.join(names)}" for names in mixed)
+def _embeddings(model: nn.Module) -> dict[str, nn.Module]:
+    config = getattr(model, "config", None)
+    if getattr(config, "tie_word_embeddings", False):
         raise UnsupportedScheme(
-            f"the runtime loads these layers as one matrix, but their schemes differ:\n{listed}\n"
-            "Give q/k/v one scheme, and gate/up one"
+            "embeddings: the output head shares the embedding's weight (tied), and no runtime "
+            "loads a quantised one for both. Untie them (tie_word_embeddings=false), or leave "
+            "callbacks.qat.embeddings null"
         )
+    return choose_layers(model, kinds=(nn.Embedding,))
 
 
-def _attach(
-    layer: nn.Module, scheme: QuantizationScheme, *, name: str, init: str, scales: str,
-    learning_rate_scale: float, scale_dtype: torch.dtype | None,
-) -> None:  # fmt: skip
-    before: Tensor = weight_before(layer, Stage.QUANTIZE)
-    attach_transform(
-        layer,
-        QuantizeWeight(
-            before, args=scheme.weights, scales=scales, init=init, scale_dtype=scale_dtype,
-            learning_rate_scale=learning_rate_scale, name=name,
-        ),
-    )  # fmt: skip
+def _table_schemes(tables: Mapping[str, nn.Module], preset: str) -> dict[str, QuantizationScheme]:
+    scheme = resolve_scheme(preset)
     if scheme.input_activations is not None:
-        attach_input_quantizer(
-            layer,
-            QuantizeInput(
-                args=scheme.input_activations, scales="fixed" if scales == "fixed" else "learned",
-                learning_rate_scale=learning_rate_scale, name=name, device=before.device,
-            ),
-        )  # fmt: skip
+        raise UnsupportedScheme(
+            f"embeddings={preset!r}: token ids are not quantised; use W8A16 or W4A16, "
+            "with a group size after a colon"
+        )
+    return dict.fromkeys(tables, scheme)

@@ -37,7 +37,8 @@ def resolve_scheme(
     """The scheme that a preset name, or its parts, stand for.
 
     Args:
-        scheme: a name of `SCHEMES`, in any case; None takes the parts below.
+        scheme: a name of `SCHEMES`, in any case, with a group size after a colon if wanted
+            (`"W4A16:32"`); None takes the parts below.
         group_size: columns that share a scale, for integer weights in groups; -1 is the whole row
             (per channel); None keeps the preset's (128).
         activations: `"dynamic"` (a scale per token, found as it runs) or `"static"` (one scale,
@@ -53,6 +54,7 @@ def resolve_scheme(
     >>> resolve_scheme(None, weight_bits=8, activation_bits=8).weights.strategy
     'channel'
     """
+    scheme, group_size = _split_name(scheme, group_size)
     name = _name_of(scheme, weight_bits=weight_bits, activation_bits=activation_bits)
     resolved: QuantizationScheme = preset_name_to_scheme(name, targets=["Linear"])
     if group_size is not None:
@@ -60,6 +62,15 @@ def resolve_scheme(
     if activations is not None:
         resolved.input_activations = _activations(resolved.input_activations, activations, name)
     return resolved
+
+
+def _split_name(scheme: str | None, group_size: int | None) -> tuple[str | None, int | None]:
+    name, colon, size = (scheme or "").partition(":")
+    if not colon:
+        return scheme, group_size
+    if group_size is not None or not size.lstrip("-").isdigit():
+        raise UnsupportedScheme(f"scheme={scheme!r}, group_size={group_size}: one group size")
+    return name, int(size)
 
 
 def _name_of(scheme: str | None, *, weight_bits: int | None, activation_bits: int) -> str:

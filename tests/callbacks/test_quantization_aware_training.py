@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from compress.callbacks import QuantizationAwareTraining
 from compress.errors import BadInput, UnsupportedScheme
 from compress.module import CompressionModule
-from compress.quantize.prepare import weight_quantizer
+from compress.quantize.fusion import weight_quantizer
 from compress.transforms import transformed_layers
 from tests.tiny import TinyData, tiny_llama
 

@@ -7,7 +7,7 @@ import torch
 
 from compress.errors import BadInput, UnsupportedScheme
 from compress.quantize import SCHEMES, calibrate, calibration_batches, prepare, set_enabled, start
-from compress.quantize.prepare import input_quantizer, weight_quantizer
+from compress.quantize.fusion import input_quantizer, weight_quantizer
 from tests.tiny import TinyData, tiny_batch, tiny_llama
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from compress.errors import BadInput
-from compress.quantize import QuantizeInput, QuantizeWeight, prepare, resolve_scheme
-from compress.quantize.prepare import freeze_scales, weight_quantizer
+from compress.quantize import QuantizeInput, QuantizeWeight, freeze_scales, prepare, resolve_scheme
+from compress.quantize.fusion import weight_quantizer
 from compress.transforms import plain_state_dict
 
 
