@@ -104,8 +104,9 @@ class FeatureDistillation(CompressionCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The running means of the ratio."""
-        return self.ratio.state_dict()
+        return {**super().state_dict(), "ratio": self.ratio.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them up again."""
-        self.ratio.load_state_dict(state_dict)
+        super().load_state_dict(state_dict)
+        self.ratio.load_state_dict(state_dict["ratio"])

@@ -102,8 +102,10 @@ class RoutedDistillation(CompressionCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Table, calibration, cost and place in the random stream."""
-        return self.router.state_dict() if self.router else {}
+        kept = {"router": self.router.state_dict()} if self.router else {}
+        return {**super().state_dict(), **kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them up again."""
-        self.router.load_state_dict(state_dict)
+        super().load_state_dict(state_dict)
+        self.router.load_state_dict(state_dict["router"])
