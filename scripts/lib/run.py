@@ -90,6 +90,7 @@ class Run:
         if self.leads:
             text = OmegaConf.to_yaml(self.config, resolve=True)
             write_atomically(self.path / "config.yaml", text)
+            write_json(self.path / "report.json", self.report)
         with self.timed("data"):
             self.data = build.build_data(self.config, build.build_tokenizer(self.config))
         with self.timed("teacher"):
