@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compress.errors import UnsupportedScheme, did_you_mean
-from compress.export import rules
+from compress.export import rules, tensorrt_rules
 from compress.export.plan import ExportPlan, collect_plan
 from compress.export.schemes import plan_name, scheme_name
 from compress.export.sparsity import faster_in, speed_note
@@ -31,6 +31,14 @@ RULES: Mapping[str, Sequence[rules.Rule]] = {
         rules.head_is_free,
         rules.fused_layers_agree,
         rules.uniform_shapes,
+    ),
+    # no uniform_shapes: a graph holds every layer's own
+    "tensorrt": (
+        tensorrt_rules.tensorrt_kinds,
+        tensorrt_rules.tensorrt_linear_only,
+        tensorrt_rules.no_quantized_cache,
+        rules.groups_divide,
+        rules.symmetric_weights,
     ),
 }
 
@@ -55,7 +63,7 @@ def gate(
 
     Args:
         student_or_plan: a model with its transforms attached, or its plan.
-        target: `vllm`, `transformers` or `modelopt`.
+        target: `vllm`, `transformers`, `modelopt` or `tensorrt`.
         purpose: `speed` refuses sparsity that the target cannot run faster; `size` notes it.
         dtype: of the export; None leaves unchecked what depends on it.
 
@@ -85,6 +93,8 @@ def _asked_for(target: str, purpose: Purpose, dtype: torch.dtype | None) -> Iter
         yield rules.zeros_pay_in(target)
     if target == "vllm" and dtype is not None:
         yield rules.scales_fit(dtype)
+    if target == "tensorrt" and dtype is not None:
+        yield tensorrt_rules.fp32_around(dtype)
 
 
 def _notes(plan: ExportPlan, target: str) -> Iterator[str]:

@@ -37,7 +37,7 @@ def compare_logits(
         ExportMismatch: keys are missing, unexpected or misshapen, or logits lie too far apart.
     """
     device = next(student.parameters()).device
-    inputs = _inputs(student, batch, device)
+    inputs = example_inputs(student, batch, device)
     expected = _logits(rounded_copy(student, dtype, fp4=fp4_layers(plan)), inputs)
     actual = _logits(reload_model(folder, type(student)).to(device), inputs)
     if expected.shape != actual.shape:
@@ -49,9 +49,10 @@ def compare_logits(
     return gap
 
 
-def _inputs(
+def example_inputs(
     student: nn.Module, batch: Mapping[str, Tensor] | None, device: torch.device
 ) -> dict[str, Tensor]:
+    """What to compare outputs on: the batch's own inputs, or a few tokens drawn by a fixed seed."""
     if batch is None:
         config = config_of(student)
         generator = torch.Generator().manual_seed(0)

@@ -14,6 +14,7 @@ from compress.export.folder import replaced_folder
 from compress.export.gate import Purpose, gate
 from compress.export.modelopt import write_modelopt
 from compress.export.plan import ExportPlan, collect_plan
+from compress.export.tensorrt import write_tensorrt
 from compress.export.verify import Verification, verify
 from compress.export.vllm import write_compressed_tensors
 
@@ -22,6 +23,7 @@ WRITERS: Mapping[str, Writer] = {
     "vllm": write_compressed_tensors,
     "transformers": write_compressed_tensors,
     "modelopt": write_modelopt,
+    "tensorrt": write_tensorrt,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -75,18 +77,20 @@ def export(
     card: CardFacts | None = None,
     dtype: torch.dtype | str | None = None,
     purpose: Purpose = "size",
+    **settings: Any,
 ) -> ExportResult:
     """Write `student` for `target` to the folder `path`, compare it, then put it in place.
 
     Args:
         student: a Hugging Face model with its transforms attached; left as it was.
-        target: `vllm`, `transformers` or `modelopt`.
+        target: `vllm`, `transformers`, `modelopt` or `tensorrt`.
         path: the final folder; an existing one is replaced only after success.
         tokenizer: saved along; None leaves the folder without one.
         example_batch: tokens for the comparison of logits; None draws some.
         card: what the model card should say.
         dtype: of what is not quantised; None takes the student's own.
         purpose: see `gate`.
+        settings: of one target's writer, such as `calibration=True` for `tensorrt`.
 
     Raises:
         UnsupportedScheme: the target cannot serve the plan.
@@ -97,7 +101,7 @@ def export(
     chosen = export_dtype(student, dtype)
     verdict = gate(plan, target=target, purpose=purpose, dtype=chosen)
     with replaced_folder(path) as folder:
-        files = WRITERS[target](student, plan, folder, dtype=chosen)
+        files = WRITERS[target](student, plan, folder, dtype=chosen, **settings)
         size = sum(file.stat().st_size for file in files)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))

@@ -1,0 +1,179 @@
+"""From a student to an ONNX graph in which each quantised layer is one `compress::Linear` node.
+
+PyTorch's exporter refuses fake-quantise operators, merges equal initialisers and renames the rest.
+A node that carries its layer's number survives all that; `onnx_layers` then writes the layer out.
+"""
+
+import contextlib
+import copy
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from compress.errors import BadInput, UnsupportedModel
+from compress.export.plan import ExportPlan
+from compress.export.reload import quiet
+from compress.transforms import INPUT_QUANTIZER, transforms_of
+
+DOMAIN = "compress"
+OPSET = 21
+"""The first opset with INT4 and block-wise scales; TensorRT's parser reads up to 25."""
+
+INPUTS = ("input_ids", "attention_mask")
+
+
+def require_onnx() -> None:
+    """Refuses with the install command where an ONNX package is missing.
+
+    Raises:
+        BadInput: names the packages.
+    """
+    needed = {"onnx": "onnx", "onnxscript": "onnxscript", "onnx_ir": "onnx-ir"}
+    absent = [package for module, package in needed.items() if not _importable(module)]
+    if absent:
+        raise BadInput(
+            f"target=tensorrt needs {', '.join(absent)}: pip install 'compress-lm[onnx]'"
+        )
+
+
+def _importable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+@torch.library.custom_op(f"{DOMAIN}::linear", mutates_args=())
+def _linear(values: Tensor, out_features: int, number: int) -> Tensor:
+    """Stands for layer `number` of the plan; only ever exported."""
+    return values.new_zeros(*values.shape[:-1], out_features)
+
+
+@_linear.register_fake
+def _linear_shape(values: Tensor, out_features: int, number: int) -> Tensor:
+    return values.new_empty(*values.shape[:-1], out_features)
+
+
+class _Placeholder(nn.Module):
+    """Takes a linear layer's place, weight and bias left out."""
+
+    def __init__(self, out_features: int, number: int) -> None:
+        super().__init__()
+        self.out_features, self.number = out_features, number
+
+    def forward(self, values: Tensor) -> Tensor:
+        out: Tensor = torch.ops.compress.linear(values, self.out_features, self.number)
+        return out
+
+
+class _Logits(nn.Module):
+    """The model as a function of tokens and their mask."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        out = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        logits: Tensor = out.logits if hasattr(out, "logits") else out.last_hidden_state
+        return logits
+
+
+def trace(student: nn.Module, plan: ExportPlan, *, names: Sequence[str] | None = None) -> Any:
+    """The student's graph as an `onnx_ir.Model`: batch and sequence dynamic, eval mode, fp32.
+
+    Args:
+        student: a Hugging Face model with its transforms attached; left as it was.
+        plan: says which layers are quantised.
+        names: layers that become placeholders, numbered in this order; None takes the plan's
+            quantised ones.
+
+    Raises:
+        UnsupportedModel: PyTorch cannot export the model; says what it stumbled over.
+        BadInput: an ONNX package is missing.
+    """
+    require_onnx()
+    names = [layer.name for layer in plan.quantized] if names is None else names
+    model = _Logits(_with_placeholders(student, names)).eval()
+    _register_schema()
+    # two tensors: of one object under two names the exporter makes one input
+    example = {name: torch.ones(2, 8, dtype=torch.int64) for name in INPUTS}
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    try:
+        with _silent(), torch.no_grad():
+            program: Any = torch.onnx.export(
+                model, (), kwargs=example, dynamo=True,
+                dynamic_shapes=dict.fromkeys(INPUTS, sizes), opset_version=OPSET, verbose=False,
+                input_names=list(INPUTS), output_names=["logits"],
+                custom_translation_table={torch.ops.compress.linear.default: _translate},
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UnsupportedModel(
+            f"{type(student).__name__} does not export to ONNX: {reason}"
+        ) from error
+    return program.model
+
+
+@torch.no_grad()
+def _with_placeholders(student: nn.Module, names: Sequence[str]) -> Any:
+    copied: Any = copy.deepcopy(student).float().cpu()
+    if hasattr(copied, "config"):
+        copied.config.use_cache = False
+    if hasattr(copied, "set_attn_implementation"):
+        copied.set_attn_implementation("eager")  # sdpa adds guards against rows that are all masked
+    for number, name in enumerate(names):
+        parent, _, last = name.rpartition(".")
+        layer: Any = copied.get_submodule(name)
+        setattr(copied.get_submodule(parent), last, _Placeholder(layer.out_features, number))
+    for layer in copied.modules():
+        if transforms_of(layer):
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        if hasattr(layer, INPUT_QUANTIZER):
+            raise AssertionError(f"{type(layer).__name__} keeps an input quantiser")
+    return copied
+
+
+def _register_schema() -> None:
+    from onnx import defs
+
+    if defs.has("Linear", DOMAIN):
+        return
+    schema, kind = defs.OpSchema, defs.OpSchema.AttrType.INT
+    defs.register_schema(
+        schema(
+            "Linear", DOMAIN, 1,
+            inputs=[schema.FormalParameter("values", "T")],
+            outputs=[schema.FormalParameter("out", "T")],
+            type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
+            attributes=[schema.Attribute(n, kind, "") for n in ("out_features", "number")],
+        )
+    )  # fmt: skip
+
+
+def _translate(values: Any, out_features: int, number: int) -> Any:
+    import onnxscript
+
+    opset = onnxscript.values.Opset(DOMAIN, 1)
+    return opset.Linear(values, out_features=out_features, number=number)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """No remarks about packages that a language model does not need."""
+    chatty = logging.getLogger("torch.onnx")
+    level = chatty.level
+    chatty.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        chatty.setLevel(level)
