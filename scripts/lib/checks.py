@@ -1,10 +1,15 @@
 """Checks of a configuration that need nothing heavy: they answer within a second."""
 
+import glob
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress.errors import BadInput
+from compress.errors import BadInput, did_you_mean
+from compress.scripts.lib.limits import limit_problems
+
+PATHS_OF_DATA = ("path", "validation_path", "roots")
 
 
 def check_paths(config: Any) -> None:
@@ -13,36 +18,83 @@ def check_paths(config: Any) -> None:
     Raises:
         BadInput: every problem found, one a line.
     """
-    problems = [*_data_problems(config), *_model_problems(config), *_number_problems(config)]
+    problems = [
+        *_data_problems(config),
+        *_model_problems(config),
+        *limit_problems(config),
+        *_together_problems(config),
+        *_run_dir_problems(config),
+    ]
     if problems:
         raise BadInput("\n".join(problems))
 
 
-def _data_problems(config: Any) -> list[str]:
-    path = config.data.get("path")
-    paths = [path] if isinstance(path, str) else list(path or [])
-    absent = [p for p in paths if not _is_glob(p) and not Path(p).expanduser().exists()]
-    return [f"data.path={p}: there is no such file or folder" for p in absent]
+def _data_problems(config: Any) -> Iterator[str]:
+    for key in PATHS_OF_DATA:
+        named = config.data.get(key)
+        if named is None:
+            continue
+        paths = [named] if isinstance(named, str) else list(named)
+        if not paths:
+            yield f"data.{key}=[]: the list is empty"
+        yield from (f"data.{key}={p}: {why}" for p in paths if (why := _why_absent(p)))
 
 
-def _is_glob(path: str) -> bool:
-    return any(mark in path for mark in "*?[")
+def _why_absent(path: Any) -> str | None:
+    if not isinstance(path, str) or not path or "\0" in path:
+        return "this is no path"
+    place = Path(path).expanduser()
+    if glob.has_magic(path) or place.exists():
+        return None
+    siblings = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+    return f"there is no such file or folder.{did_you_mean(place.name, siblings)}"
 
 
-def _model_problems(config: Any) -> list[str]:
-    problems = []
+def _model_problems(config: Any) -> Iterator[str]:
     for who in ("teacher", "student"):
-        path = config[who].path
-        looks_local = path is not None and (path.startswith((".", "/", "~")) or path.count("/") > 1)
+        path = config[who].get("path")
+        if path is None:
+            continue
+        looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-        if path is not None and not Path(path).expanduser().exists() and (looks_local or offline):
-            problems.append(f"{who}.path={path}: there is no such folder")
-    return problems
+        place = Path(path).expanduser()
+        if not place.exists() and (looks_local or offline or not path):
+            yield f"{who}.path={path}: there is no such folder"
+        elif place.is_file():
+            yield f"{who}.path={path}: this is a file; give the folder of the checkpoint"
 
 
-def _number_problems(config: Any) -> list[str]:
-    positive = {
-        f"trainer.{key}": config.trainer[key]
-        for key in ("max_steps", "batch_size", "accumulate", "validate_every", "checkpoint_every")
-    }
-    return [f"{key}={value}: must be at least 1" for key, value in positive.items() if value < 1]
+def _together_problems(config: Any) -> Iterator[str]:
+    """Settings that are sound each for itself and not together."""
+    shares = [config.data.get(f"{part}_share") for part in ("validation", "test")]
+    if all(isinstance(share, int | float) for share in shares) and sum(shares) >= 1:
+        yield (
+            f"data.validation_share={shares[0]} and data.test_share={shares[1]} leave no train "
+            "part: try 0.05 and 0.05"
+        )
+    if config.teacher.kind == "embedded":
+        hidden, layers = config.teacher.hidden, config.student.get("layers")
+        if hidden < 64 or hidden % 64:
+            yield f"teacher.hidden={hidden}: must be a multiple of 64 (two heads of 32 a group)"
+        if isinstance(layers, int) and layers > config.teacher.layers:
+            yield (
+                f"student.layers={layers}: the teacher has {config.teacher.layers} layers "
+                "(teacher.layers)"
+            )
+
+
+def _run_dir_problems(config: Any) -> Iterator[str]:
+    if config.ckpt not in (None, "last") and not Path(str(config.ckpt)).is_file():
+        yield f"ckpt={config.ckpt}: there is no such file (last: run_dir's newest)"
+    if config.run_dir is None:
+        return
+    path = Path(config.run_dir)
+    holds_run = (path / "config.yaml").exists()
+    if not config.run_dir:
+        yield "run_dir='': this is no path"
+    elif path.exists() and not path.is_dir():
+        yield f"run_dir={path}: this is a file"
+    elif config.ckpt is None and holds_run:
+        yield f"run_dir={path} holds a run already; choose another, or go on with it: ckpt=last"
+    elif config.ckpt == "last" and not holds_run:
+        yield f"ckpt=last: there is no run at {path} to go on with"

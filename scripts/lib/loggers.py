@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from compress.scripts.lib.checkpoints import load_checkpoint
 from compress.scripts.lib.trainer import JsonlLogger, forget_later_steps
 
 
@@ -16,10 +17,7 @@ def build_loggers(config: DictConfig, path: Path, *, resumed_from: Path | None) 
     """The loggers of a run; metrics.jsonl always, cut back to where a resumed run stands."""
     metrics = path / "metrics.jsonl"
     if resumed_from is not None:
-        import torch
-
-        # weights_only: a checkpoint must not run code
-        step = torch.load(resumed_from, weights_only=True, map_location="cpu")["global_step"]
+        step = load_checkpoint(resumed_from)["global_step"]
         forget_later_steps(metrics, phase="train", after=step)
     made: list[Logger] = [JsonlLogger(metrics, "train")]
     if config.logger.kind == "csv":

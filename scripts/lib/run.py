@@ -20,6 +20,7 @@ from compress.export.card import CardFacts
 from compress.export.gate import gate
 from compress.export.write import DTYPES, export
 from compress.scripts.lib import build, hosts, launch, loggers, trainer
+from compress.scripts.lib.checkpoints import StoppedBySignal
 from compress.scripts.lib.facts import environment, layer_facts, model_bytes, reproduce
 from compress.scripts.lib.html_report import write_html
 from compress.scripts.lib.run_folder import (
@@ -49,9 +50,10 @@ def run(config: DictConfig, words: list[str], *, recipe: str) -> dict[str, Any]:
         state.execute()
         state.report["status"] = "finished"
     except BaseException as error:
-        state.report["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        stopped = isinstance(error, KeyboardInterrupt | StoppedBySignal)
+        state.report["status"] = "interrupted" if stopped else "failed"
         state.report["error"] = str(error) or type(error).__name__
-        if not isinstance(error, CompressError | KeyboardInterrupt) and rank_zero_only.rank == 0:
+        if not (stopped or isinstance(error, CompressError)) and rank_zero_only.rank == 0:
             write_atomically(path / "traceback.txt", traceback.format_exc())
         raise
     finally:
@@ -152,6 +154,8 @@ class Run:
         """The compressed run itself, with checkpoints and loggers."""
         checkpoints = self.path / "checkpoints"
         ckpt = resume_path(self.config.ckpt, checkpoints) if self.resuming else None
+        if self.resuming and ckpt is None and self.leads:
+            trainer.forget_later_steps(self.path / "metrics.jsonl", phase="train", after=-1)
         callbacks = build.build_callbacks(self.config)
         refuse_teacherless(callbacks, self.teacher)
         watch = [BeforeTraining(self), *self.watch_teacher()]
@@ -286,13 +290,15 @@ class BeforeTraining(L.Callback):
             self.run.keep_at_start("start_ptq", self.run.loss_of(pl_module.student))
 
 
-def resume_path(ckpt: str, checkpoints: Path) -> Path:
-    """The checkpoint to go on from.
+def resume_path(ckpt: str, checkpoints: Path) -> Path | None:
+    """The checkpoint to go on from; None where `last` means a run that ended before its first one.
 
     Raises:
-        BadInput: there is none.
+        BadInput: a checkpoint that is named does not exist.
     """
     path = checkpoints / "last.ckpt" if ckpt == "last" else Path(ckpt)
+    if not path.exists() and ckpt == "last":
+        return None
     if not path.exists():
         raise BadInput(f"ckpt={ckpt}: there is no checkpoint at {path}")
     return path

@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from compress.contract import Teacher
 from compress.data.loader import ResumableLoader
 from compress.module import CompressionModule
+from compress.scripts.lib.checkpoints import SaveOnSignal, plugins_for
+from compress.scripts.lib.run_folder import write_atomically
 
 
 class JsonlLogger(Logger):
@@ -53,7 +55,7 @@ def forget_later_steps(path: Path, *, phase: str, after: int) -> None:
         return
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     kept = [m for m in lines if m["phase"] != phase or m["step"] <= after]
-    path.write_text("".join(json.dumps(m) + "\n" for m in kept))
+    write_atomically(path, "".join(json.dumps(m) + "\n" for m in kept))
 
 
 def train(
@@ -80,10 +82,12 @@ def train(
     extra: list[L.Callback] = [RichProgressBar(leave=True)] if verbose else []
     if checkpoints is not None:
         extra.append(last_checkpoint(checkpoints, every=trainer.checkpoint_every))
+        extra.append(SaveOnSignal(checkpoints / "last.ckpt"))
     fitter = L.Trainer(
         **trainer_settings(trainer),
         callbacks=[*callbacks, *extra],
         logger=loggers or False,
+        plugins=plugins_for(trainer.strategy),
         enable_checkpointing=checkpoints is not None,
         enable_progress_bar=verbose,
     )
