@@ -1,0 +1,261 @@
+"""What each scheme costs a real Llama: best post-training start, QAT, QAT with its dense teacher.
+
+    COMPRESS_TEST_DATA=... python benchmarks/quantization_table.py out=docs/results/quantization.json
+
+The subject is `stories.adapted()`: the dense model, the teacher and the starting point alike. Every
+arm is measured on the same held-out rows; settings were tuned on others (`part=tune`). Finished
+arms are kept in the cache, so that a stopped run goes on; `fresh=true` measures them again.
+"""
+
+import copy
+import json
+import math
+import statistics
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import stories
+
+SCHEMES: dict[str, dict[str, Any]] = {
+    "W8A8": {"scheme": "W8A8"},
+    "W8A8 static": {"scheme": "W8A8", "activations": "static", "observer": "mse"},
+    "FP8_DYNAMIC": {"scheme": "FP8_DYNAMIC"},
+    "W4A16 g32": {"scheme": "W4A16:32"},
+    "W4A8 g32": {"scheme": "W4A8:32"},
+    "NVFP4": {"scheme": "NVFP4"},
+    "MXFP4": {"scheme": "MXFP4"},
+    "W3A16 g32": {"scheme": "W3A16:32"},
+    "W2A16 g32": {"scheme": "W2A16:32"},
+}
+GOALS = {"W4A16 g32": 0.96, "W4A8 g32": 0.96, "W3A16 g32": 0.80}
+STARTS = ("rtn", "mse", "smoothquant", "gptq")
+CALIBRATION_ROWS = 128
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """What the command line may say; `schemes` and `seeds` are lists with commas."""
+
+    schemes: str = "W8A8,W4A16 g32,W4A8 g32,W3A16 g32,W2A16 g32"
+    seeds: str = "0,1,2"
+    steps: int = 200
+    batch: int = 8
+    learning_rate: float = 0.0
+    rows: int = 256
+    part: str = "report"
+    arms: str = "ptq,qat,distilled"
+    fresh: bool = False
+    out: str = ""
+
+    @classmethod
+    def read(cls, words: list[str]) -> "Settings":
+        """Settings from `key=value` words; an unknown key stops."""
+        kinds = {f.name: type(f.default) for f in fields(cls)}
+        given = dict(word.split("=", 1) for word in words)
+        if unknown := given.keys() - kinds.keys():
+            sys.exit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(kinds)}")
+        truth = {"true": True, "false": False}
+        return cls(**{k: truth[v] if kinds[k] is bool else kinds[k](v) for k, v in given.items()})
+
+
+def learning_rate_of(scheme: str) -> float:
+    """Found on the tuning rows: the coarser the grid, the farther the weights must travel."""
+    return {"W2A16 g32": 2e-3, "W3A16 g32": 1e-3}.get(scheme, 5e-4)
+
+
+class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Token rows as a data set, for calibration."""
+
+    def __init__(self, rows_RL: torch.Tensor) -> None:
+        self.rows_RL = rows_RL
+
+    def __len__(self) -> int:
+        return len(self.rows_RL)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.rows_RL[index]}
+
+
+class Table:
+    """Measures arms, each once: what is known is read from the cache."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.dense = stories.adapted().eval()
+        self.train_rows = stories.rows("train")
+        held_out = stories.rows("valid")
+        count = settings.rows
+        self.rows = held_out[:count] if settings.part == "report" else held_out[-count:]
+        self.kept = stories.cache_folder() / "quantization_table.jsonl"
+
+    def measured(self, arm: dict[str, Any], measure: Any) -> float:
+        """The loss of an arm."""
+        key = json.dumps({**arm, "rows": self.settings.rows, "part": self.settings.part,
+                          "subject": stories.ADAPT}, sort_keys=True)  # fmt: skip
+        if self.kept.exists() and not self.settings.fresh:
+            for line in reversed(self.kept.read_text().splitlines()):
+                known = json.loads(line)
+                if known["key"] == key:
+                    return float(known["loss"])
+        begin = time.perf_counter()
+        loss = stories.loss_of(measure(), self.rows)
+        line = {"key": key, "loss": loss, "seconds": round(time.perf_counter() - begin, 1)}
+        with self.kept.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        print(json.dumps({**arm, "loss": round(loss, 5), "seconds": line["seconds"]}), flush=True)
+        return loss
+
+    def quantized(self, scheme: str, start: str, seed: int) -> Any:
+        """A copy of the dense model under a scheme, not trained."""
+        from compress.quantize import prepare
+        from compress.quantize import start as start_from
+
+        model = copy.deepcopy(self.dense)
+        prepare(model, **SCHEMES[scheme])
+        start_from(model, Rows(self.train_rows), init=start, samples=CALIBRATION_ROWS, seed=seed)
+        return model
+
+    def trained(self, model: Any, *, scheme: str, seed: int, distil: bool) -> Any:
+        """The same after training, by labels or by the dense model's distributions."""
+        from compress.distill.build import LogitSettings, teacher_term
+        from compress.teachers.local import LocalTeacher
+
+        rate = self.settings.learning_rate or learning_rate_of(scheme)
+        told = LogitSettings(teacher_weight=1.0)
+        return stories.train(
+            model, self.train_rows, steps=self.settings.steps, batch=self.settings.batch,
+            learning_rate=rate, seed=seed, label_weight=0.0 if distil else 1.0,
+            teacher=LocalTeacher(copy.deepcopy(self.dense)) if distil else None,
+            terms=(lambda step: teacher_term(step, told),) if distil else (),
+        )  # fmt: skip
+
+    def ptq(self, scheme: str, seed: int) -> dict[str, float]:
+        """Loss after each post-training start."""
+        starts = STARTS if "A8" in scheme or "FP" in scheme else ("rtn", "mse", "gptq")
+        return {
+            start: self.measured(
+                {"arm": "ptq", "scheme": scheme, "start": start, "seed": seed},
+                lambda start=start: self.quantized(scheme, start, seed),
+            )
+            for start in starts
+        }
+
+    def trained_loss(self, scheme: str, start: str, seed: int, *, distil: bool) -> float:
+        """Loss of one trained arm."""
+        rate = self.settings.learning_rate or learning_rate_of(scheme)
+        arm = {"arm": "distilled" if distil else "qat", "scheme": scheme, "start": start,
+               "seed": seed, "steps": self.settings.steps, "batch": self.settings.batch,
+               "learning_rate": rate}  # fmt: skip
+        return self.measured(
+            arm,
+            lambda: self.trained(
+                self.quantized(scheme, start, seed), scheme=scheme, seed=seed, distil=distil
+            ),
+        )
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
+
+
+def row_of(table: Table, scheme: str, dense: float, seeds: list[int]) -> list[Any]:
+    """One row: PTQ, QAT, QAT + distillation, and the share of the PTQ gap each recovers."""
+    arms = table.settings.arms.split(",")
+    starts = [table.ptq(scheme, seed) for seed in seeds]
+    best = min(starts[0], key=lambda name: statistics.mean(s[name] for s in starts))
+    ptq = [s[best] for s in starts]
+    row: list[Any] = [scheme, best, spread([s["rtn"] for s in starts]), spread(ptq)]
+    for arm in ("qat", "distilled"):
+        if arm not in arms:
+            row += ["", ""]
+            continue
+        losses = [table.trained_loss(scheme, best, s, distil=arm == "distilled") for s in seeds]
+        shares = [(p - x) / (p - dense) for p, x in zip(ptq, losses, strict=True)]
+        row += [spread(losses), round(statistics.mean(shares), 3)]
+    if arms[-1] == "distilled":
+        row.append(f"{100 * math.expm1(statistics.mean(losses) - dense):+.2f} %")
+    return row
+
+
+COLUMNS = [
+    "scheme", "best start", "RTN loss", "best PTQ loss", "QAT loss", "QAT recovers",
+    "QAT + distillation loss", "QAT + distillation recovers", "perplexity over dense",
+]  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print, write."""
+    torch.set_num_threads(1)
+    settings = Settings.read(sys.argv[1:])
+    table = Table(settings)
+    dense = table.measured({"arm": "dense"}, lambda: table.dense)
+    seeds = [int(seed) for seed in settings.seeds.split(",")]
+    rows = [row_of(table, scheme, dense, seeds) for scheme in settings.schemes.split(",")]
+    for row in rows:
+        print(json.dumps(dict(zip(COLUMNS, row, strict=False))))
+    if settings.out:
+        write(Path(settings.out), table, dense, rows)
+
+
+def write(path: Path, table: Table, dense: float, rows: list[list[Any]]) -> None:
+    """The results file: what was asked, on what, how, and which goals were met."""
+    settings, words = table.settings, " ".join(sys.argv[1:])
+    rates = {scheme: learning_rate_of(scheme) for scheme in settings.schemes.split(",")}
+    facts = {
+        "title": "Quantisation-aware training of a real Llama",
+        "question": "How much of what post-training quantisation loses does training win back?",
+        "command": f"COMPRESS_TEST_DATA=... python benchmarks/quantization_table.py {words}",
+        "machine": f"{processor()}, {torch.get_num_threads()} thread",
+        "date": time.strftime("%Y-%m-%d"),
+        "columns": COLUMNS,
+        "rows": rows,
+        "notes": [
+            f"Subject, start and teacher: stories260k after {stories.ADAPT['steps']} steps on the "
+            f"lower-cased stories; dense loss {dense:.4f} nats/token on {settings.rows} held-out "
+            f"rows of {stories.LENGTH} tokens, which no setting was tuned on.",
+            f"Training: {settings.steps} steps of {settings.batch} x {stories.LENGTH} tokens, "
+            f"AdamW, cosine to 0, peaks {json.dumps(rates)}; QAT learns from labels, "
+            "QAT + distillation from the dense model's distributions alone.",
+            f"Seeds {settings.seeds}: of calibration rows ({CALIBRATION_ROWS}) and of training "
+            "order; mean ± standard deviation. Best PTQ start of rtn, mse, smoothquant (where "
+            "inputs are quantised) and gptq.",
+            *verdicts(rows),
+        ],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def verdicts(rows: list[list[Any]]) -> list[str]:
+    """Each goal, met or missed."""
+    said = []
+    for row in rows:
+        scheme, share = row[0], row[7]
+        if scheme in GOALS and share != "":
+            met = "met" if share >= GOALS[scheme] else "missed"
+            said.append(f"{scheme}: recovers {share:.0%}; goal {GOALS[scheme]:.0%}, {met}.")
+        worse = float(row[-1].removesuffix(" %")) if len(row) == len(COLUMNS) else None
+        limit = {"W2A16 g32": 15.0, "W8A8": 0.3}.get(scheme)
+        if worse is not None and limit is not None:
+            met = "met" if worse < limit else "missed"
+            said.append(f"{scheme}: perplexity {worse:+.2f} %; goal below {limit} %, {met}.")
+    return said
+
+
+def processor() -> str:
+    """Its name."""
+    with open("/proc/cpuinfo") as lines:
+        named = next((x for x in lines if x.startswith("model name")), ": unknown")
+    return named.partition(":")[2].strip()
+
+
+if __name__ == "__main__":
+    main()
