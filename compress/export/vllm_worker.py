@@ -2,9 +2,11 @@
 
     python vllm_worker.py REQUEST.json RESPONSE.json
 
+The request is a list, one model each, and so is the response: vLLM's import takes longest.
 It imports nothing of this package: the serving environment does not have it.
 """
 
+import gc
 import json
 import os
 import sys
@@ -20,12 +22,15 @@ SETTINGS = {
 
 
 def main(request_path: str, response_path: str) -> None:
-    """Load, score the prompts, generate greedily, write the response."""
+    """For each model: load, score the prompts, generate greedily; then write the response."""
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
+    # started by path, this file's folder comes first on the path, and it holds a vllm.py
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
     with open(request_path) as file:
-        request = json.load(file)
-    answers = run(request)
+        requests = json.load(file)
+    answers = [run(request) for request in requests]
     with open(response_path, "w") as file:
         json.dump(answers, file)
 
@@ -52,11 +57,15 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     outputs = engine.generate(
         [{"prompt_token_ids": prompt} for prompt in prompts], wanted, use_tqdm=False
     )
-    return {
+    answer = {
         "version": vllm.__version__,
         "log_probs": [_prompt_log_probs(output) for output in outputs],
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
     }
+    del engine, outputs
+    gc.collect()
+    vllm.distributed.cleanup_dist_env_and_memory()  # the next model makes its own groups
+    return answer
 
 
 def _prompt_log_probs(output: Any) -> list[float]:

@@ -1,0 +1,117 @@
+"""Models made of fake tensors: shapes, dtypes and sizes without bytes, so that any size can run."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from compress.errors import UnsupportedModel
+
+ATTENTION = "compress_counted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeModel:
+    """A model, and the mode in which its tensors may be used.
+
+    `routed` says that it has experts: their kernels run in bfloat16 alone.
+    """
+
+    module: nn.Module
+    mode: FakeTensorMode
+    routed: bool
+
+    def run(self, *, batch: int, length: int, autocast: bool = False) -> Any:
+        """One forward pass of the backbone (the head is computed in chunks)."""
+        module = self.module
+        backbone = getattr(module, getattr(module, "base_model_prefix", ""), module)
+        extra = {"use_cache": False} if hasattr(module.config, "use_cache") else {}
+        with self.mode, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            tokens = torch.zeros(batch, length, dtype=torch.long)
+            # a given mask: without one transformers looks into the (absent) values of positions
+            return backbone(input_ids=tokens, attention_mask=torch.ones_like(tokens), **extra)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Saves what FlashAttention (Dao et al. 2022) saves: q, k, v, the output and its log-sums."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The output's shape; nothing is computed."""
+        batch, heads, length, _ = q.shape
+        # laid as fused kernels lay it, so that the transpose after it needs no copy
+        out = q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        """Shapes of the three gradients."""
+        return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
+
+
+def _counted(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, None]:
+    if torch.is_autocast_enabled("cpu"):  # as it does for attention kernels
+        q, k, v = (t.to(torch.bfloat16) for t in (q, k, v))
+    return _FusedAttention.apply(q, k, v).transpose(1, 2), None  # type: ignore[no-untyped-call]
+
+
+def fake_model(config: Any, *, dtype: torch.dtype = torch.bfloat16) -> FakeModel:
+    """The model of a configuration, unquantised.
+
+    Args:
+        config: of transformers; its `architectures` name the class, a causal model otherwise.
+        dtype: of its parameters.
+
+    Raises:
+        UnsupportedModel: transformers cannot build it.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION, _counted)
+    AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
+    plain = copy.deepcopy(config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with mode, _quiet():
+            make = _maker(plain)
+            module: nn.Module = make(plain, attn_implementation=ATTENTION, dtype=dtype)
+    except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        kind = getattr(config, "model_type", "?")
+        raise UnsupportedModel(
+            f"{kind}: cannot be built from its configuration: {error}"
+        ) from error
+    routed = any(p.dim() == 3 and ".experts" in n for n, p in module.named_parameters())
+    if routed:  # the only kind whose sizes do not depend on where tokens are sent
+        module.set_experts_implementation("grouped_mm")  # type: ignore[operator]
+    return FakeModel(module=module, mode=mode, routed=routed)
+
+
+def _maker(config: Any) -> Any:
+    import transformers
+
+    names = getattr(config, "architectures", None) or [""]
+    kind = getattr(transformers, names[0], None)
+    return transformers.AutoModelForCausalLM.from_config if kind is None else kind._from_config
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' advice on generation settings."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,159 @@
+"""What a model holds, from its configuration alone: it is built of fake tensors, without bytes.
+
+Counting the built modules, rather than a formula, is right for GQA, MoE, tied embeddings and
+whatever else transformers can build.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compress.errors import BadInput
+from compress.plan.fakes import fake_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """Weights that share a shape and a job.
+
+    Args:
+        shape: (O, I) of one matrix.
+        count: how many there are: layers, times experts.
+        active: how many a token passes through; `count` but for experts.
+        quantizable: whether a scheme covers it: linear layers, but not the output head.
+    """
+
+    shape: tuple[int, ...]
+    count: int
+    active: float
+    quantizable: bool
+
+    @property
+    def size(self) -> int:
+        """Weights of all of them."""
+        return self.count * prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """A model as far as memory and speed go.
+
+    Args:
+        name: of its architecture.
+        config: its text configuration.
+        matrices: every weight; tied tensors stand once.
+        kv_bytes_16: bytes of the KV-cache a token in 16 bits, over all layers without a window.
+        windows: (window, bytes a token) of layers that keep only that many tokens.
+        heads: query heads; `kv_heads` those of keys.
+        layers: blocks.
+        hidden: width.
+        vocab: tokens.
+        generates: False for encoders: no cache.
+    """
+
+    name: str
+    config: Any
+    matrices: tuple[Matrix, ...]
+    kv_bytes_16: int
+    windows: tuple[tuple[int, int], ...]
+    heads: int
+    kv_heads: int
+    layers: int
+    hidden: int
+    vocab: int
+    generates: bool
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return sum(m.size for m in self.matrices)
+
+    @property
+    def active_parameters(self) -> float:
+        """Weights that one token is multiplied with (fewer with experts)."""
+        return sum(m.active * prod(m.shape) for m in self.matrices)
+
+
+def load_config(model: str | Path) -> Any:
+    """The transformers configuration at a folder, a config.json, or by name on the hub.
+
+    Raises:
+        BadInput: there is none, or it is damaged.
+    """
+    from transformers import AutoConfig
+
+    path = Path(model).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        exported = path / "export" / "vllm"
+        if not (exported / "config.json").is_file():
+            raise BadInput(f"model={model}: the folder has no config.json")
+        path = exported
+    try:
+        return AutoConfig.from_pretrained(str(path) if path.exists() else str(model))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"model={model}: transformers reads no configuration: {said}") from error
+
+
+def shape_of(config: Any) -> ModelShape:
+    """Everything that memory is counted from."""
+    model, text = fake_model(config).module, config.get_text_config()
+    per_token, windows = _cache(text)
+    generates = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    return ModelShape(
+        name=type(model).__name__, config=config, matrices=tuple(_matrices(model, text)),
+        kv_bytes_16=per_token if generates else 0, windows=windows if generates else (),
+        heads=int(text.num_attention_heads),
+        kv_heads=int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
+        layers=int(text.num_hidden_layers), hidden=int(text.hidden_size),
+        vocab=int(text.vocab_size), generates=generates,
+    )  # fmt: skip
+
+
+def _matrices(model: nn.Module, text: Any) -> Iterator[Matrix]:
+    experts = max(_first(text, "num_local_experts", "num_experts", "n_routed_experts") or 1, 1)
+    share = (_first(text, "num_experts_per_tok", "moe_k") or experts) / experts
+    ask: Any = getattr(model, "get_output_embeddings", None)
+    head = ask() if ask is not None else None
+    owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
+    for name, parameter in model.named_parameters():  # tied tensors are named once
+        owner, shape = owners[id(parameter)], tuple(parameter.shape)
+        routed = len(shape) == 3 and ".experts" in name
+        if routed:  # one tensor holds the layer's experts
+            yield Matrix(shape=shape[1:], count=shape[0], active=shape[0] * share, quantizable=True)
+            continue
+        embedding = isinstance(owner, nn.Embedding)
+        tied = head is not None and getattr(head, "weight", None) is parameter
+        linear = isinstance(owner, nn.Linear) or type(owner).__name__ == "Conv1D"
+        yield Matrix(
+            # a look-up reads a row; but a tied table is multiplied with, as the head
+            shape=shape, count=1, active=0.0 if embedding and not tied else 1.0,
+            quantizable=linear and len(shape) == 2 and owner is not head,
+        )  # fmt: skip
+
+
+def _cache(text: Any) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """Bytes a token of the KV-cache in 16 bits: of layers that keep all, and of windowed ones."""
+    heads = int(text.num_attention_heads)
+    size = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    if latent := _first(text, "kv_lora_rank"):  # MLA keeps one latent and one rotary key
+        layer = 2 * (latent + int(getattr(text, "qk_rope_head_dim", 0) or 0))
+    else:
+        kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+        layer = 2 * 2 * kv_heads * size
+    kinds = list(getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers)
+    window = _first(text, "sliding_window", "attention_chunk_size")
+    short = sum(kind in ("sliding_attention", "chunked_attention") for kind in kinds)
+    full = sum(kind == "full_attention" for kind in kinds)
+    if window is None or not short:
+        return layer * (full + short), ()
+    return layer * full, ((int(window), layer * short),)
+
+
+def _first(config: Any, *names: str) -> int | None:
+    found = (getattr(config, name, None) for name in names)
+    return next((int(value) for value in found if value), None)

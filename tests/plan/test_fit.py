@@ -1,0 +1,140 @@
+"""Placements: what fits where, over how many devices, and the dated table behind it."""
+
+import json
+
+import pytest
+from transformers import LlamaConfig
+
+from compress.errors import BadInput
+from compress.plan.accelerators import accelerators, read_overrides, table
+from compress.plan.fit import best_case, number_format, place_serving, place_training
+from compress.plan.memory import cache_bytes, serving_memory, training_memory
+from compress.plan.shapes import shape_of
+
+ASKED = ["A100", "H100", "H200", "B200", "MI300X", "L4", "L40S", "Gaudi2", "TPUv4", "Ascend910B"]
+
+
+@pytest.fixture(scope="module")
+def llama_70b():
+    return shape_of(
+        LlamaConfig(
+            vocab_size=128256, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
+            num_attention_heads=64, num_key_value_heads=8,
+        )
+    )  # fmt: skip
+
+
+def serve(shape, gpu, **settings):
+    wanted = {"batch": 4, "length": 4096, "prefill_tokens": 2048, **settings}
+    return place_serving(shape, serving_memory(shape, **wanted), accelerators(gpu)[gpu])
+
+
+def test_the_table_has_every_accelerator_with_source_and_date():
+    date, known = table()
+    assert set(ASKED) <= set(known)
+    assert date.count("-") == 2
+    assert all(device.source and device.tflops["bf16"] for device in known.values())
+
+
+def test_fewer_bits_need_fewer_devices(llama_70b):
+    dense, int8, int4 = (serve(llama_70b, "H100", scheme=s) for s in ("dense", "W8A8", "W4A16"))
+    assert (dense.devices, int8.devices, int4.devices) == (4, 2, 1)
+
+
+def test_a_larger_device_needs_none_beside_it(llama_70b):
+    assert serve(llama_70b, "MI300X").devices == 1
+
+
+def test_beyond_a_node_layers_are_spread(llama_70b):
+    small = accelerators("L4")["L4"]
+    memory = serving_memory(llama_70b, batch=16, length=8192, prefill_tokens=512)
+    placed = place_serving(llama_70b, memory, small)
+    assert placed.tensor_parallel == 8
+    assert placed.pipeline_parallel > 1
+    assert placed.bytes_per_device <= small.memory * 0.9
+
+
+def test_tensor_parallel_degrees_divide_the_heads():
+    shape = shape_of(
+        LlamaConfig(
+            vocab_size=32000, hidden_size=6144, intermediate_size=16384, num_hidden_layers=40,
+            num_attention_heads=6, num_key_value_heads=2, head_dim=1024,
+        )
+    )  # fmt: skip
+    assert serve(shape, "L4").tensor_parallel in (1, 2)
+
+
+def test_a_small_model_gets_a_slice_of_a_device():
+    shape = shape_of(LlamaConfig(hidden_size=512, intermediate_size=1024, num_hidden_layers=4))
+    assert serve(shape, "A100", length=256).mig == "1g.10gb"
+    assert serve(shape, "L4", length=256).mig is None
+
+
+def test_training_shards_until_it_fits(llama_70b):
+    memory = training_memory(llama_70b, batch=1, length=2048, checkpointing=True)
+    placed = place_training(llama_70b, memory, accelerators("H100")["H100"])
+    # 16 bytes a parameter: 1129 GB over 72 GB usable, in powers of two
+    assert placed.sharding in (16, 32)
+    assert placed.bytes_per_device <= 72e9
+
+
+def test_what_never_fits_is_said(llama_70b):
+    memory = training_memory(llama_70b, batch=64, length=8192)
+    assert place_training(llama_70b, memory, accelerators("L4")["L4"]) is None
+
+
+@pytest.mark.parametrize(
+    ("scheme", "wanted"),
+    [("dense", "bf16"), ("W8A8", "int8"), ("W4A16", "int4"), ("FP8", "fp8"), ("NVFP4", "fp4")],
+)
+def test_schemes_name_the_kernels_they_need(scheme, wanted):
+    assert number_format(scheme) == wanted
+
+
+def test_decoding_is_bound_by_bandwidth(llama_70b):
+    h100, h200 = accelerators("H100")["H100"], accelerators("H200")["H200"]
+    cache = cache_bytes(llama_70b, batch=1, length=1024)
+    settings = {"scheme": "W8A8", "batch": 1, "length": 1024, "kv_bytes": cache}
+    ratio = (
+        best_case(llama_70b, h100, **settings)["token_ms"]
+        / best_case(llama_70b, h200, **settings)["token_ms"]
+    )
+    assert ratio == pytest.approx(4800 / 3350)
+
+
+def test_a_user_may_know_better(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(
+        json.dumps(
+            {
+                "L4": {"memory_gb": 22},
+                "Mine": {
+                    "memory_gb": 16,
+                    "bandwidth_gb_s": 500,
+                    "tflops": {"bf16": 50},
+                    "formats": ["bf16"],
+                },
+            }
+        )
+    )
+    known = accelerators(overrides=read_overrides(path))
+    assert known["L4"].memory_gb == 22
+    assert known["L4"].source.endswith("overridden")
+    assert known["Mine"].devices_per_node == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"L4": {"memory": 22}}, "unknown figures memory"),
+        ({"Mine": {"memory_gb": 1}}, "give its bandwidth_gb_s"),
+    ],
+)
+def test_wrong_overrides_are_refused(overrides, said):
+    with pytest.raises(BadInput, match=said):
+        accelerators(overrides=overrides)
+
+
+def test_a_misspelt_accelerator_is_refused():
+    with pytest.raises(BadInput, match="Did you mean 'h100'"):
+        accelerators("h1000")
