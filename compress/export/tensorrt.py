@@ -11,7 +11,7 @@ from compress.export.onnx_layers import dense_layers, read_layers, write_layers
 from compress.export.onnx_program import INPUTS, trace
 from compress.export.plan import ExportPlan
 from compress.export.sparsity import faster_in, write_sparsity
-from compress.export.tensorrt_calibration import write_calibration
+from compress.export.tensorrt_calibration import static_scales, write_calibration
 from compress.export.vllm import write_config
 
 ONNX_FILE = "model.onnx"
@@ -43,6 +43,8 @@ def write_tensorrt(
         UnsupportedModel: PyTorch cannot export the model.
         BadInput: an ONNX package is missing.
     """
+    if calibration:
+        static_scales(plan)  # refuses before the slow part
     graph = trace(student, plan)
     plain = graph.clone() if calibration else None
     write_layers(graph, read_layers(student, plan))

@@ -51,18 +51,25 @@ def write_calibration(plan: ExportPlan, folder: Path, *, onnx_file: str) -> Path
     Raises:
         BadInput: no layer has a static INT8 input.
     """
+    path = folder / CACHE_FILE
+    path.write_text(cache_text(_by_tensor(folder / onnx_file, static_scales(plan))))
+    return path
+
+
+def static_scales(plan: ExportPlan) -> dict[str, float]:
+    """Layer -> trained scale of its static INT8 input.
+
+    Raises:
+        BadInput: there is none.
+    """
     static = {
         layer.name: float(layer.tensors["input_scale"])
         for layer in plan.quantized
-        if layer.inputs is not None
-        and layer.inputs.type == "int"
-        and "input_scale" in layer.tensors
+        if layer.inputs and layer.inputs.type == "int" and "input_scale" in layer.tensors
     }
     if not static:
         raise BadInput("calibration=true: no layer has a static INT8 input; use W8A8 and static")
-    path = folder / CACHE_FILE
-    path.write_text(cache_text(_by_tensor(folder / onnx_file, static)))
-    return path
+    return static
 
 
 def _by_tensor(onnx_path: Path, static: Mapping[str, float]) -> dict[str, float]:
