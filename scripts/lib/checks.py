@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import BadInput, did_you_mean
+from compress.scripts.lib.launch import rank_here
 from compress.scripts.lib.limits import limit_problems
+from compress.scripts.lib.strategies import strategy_problems
 
 PATHS_OF_DATA = ("path", "validation_path", "roots")
 
@@ -24,6 +26,8 @@ def check_paths(config: Any) -> None:
         *limit_problems(config),
         *_together_problems(config),
         *_run_dir_problems(config),
+        *strategy_problems(config),
+        *_host_problems(config),
     ]
     if problems:
         raise BadInput("\n".join(problems))
@@ -64,6 +68,24 @@ def _model_problems(config: Any) -> Iterator[str]:
             yield f"{who}.path={path}: this is a file; give the folder of the checkpoint"
 
 
+def _host_problems(config: Any) -> Iterator[str]:
+    """Settings of a teacher that lives elsewhere, which are sound each for itself."""
+    teacher = config.teacher
+    if teacher.host != "served" and teacher.kind == "hf" and teacher.path is None:
+        yield f"teacher.path=null: teacher.host={teacher.host} needs the checkpoint's folder"
+    if teacher.host == "deepspeed" and teacher.deepspeed.offload == "nvme":
+        place = teacher.deepspeed.nvme_path
+        if place is None or not Path(place).is_dir():
+            yield f"teacher.deepspeed.nvme_path={place}: offload=nvme needs a folder on that disk"
+    if teacher.host == "cached" and teacher.cache is not None and "cache" not in config:
+        folder = Path(teacher.cache).expanduser()
+        if not any(folder.glob("manifest-*.json")):
+            yield (
+                f"teacher.cache={folder}: there is no teacher cache; write it first: "
+                f"recipe=cache_teacher teacher.cache={folder}"
+            )
+
+
 def _together_problems(config: Any) -> Iterator[str]:
     """Settings that are sound each for itself and not together."""
     shares = [config.data.get(f"{part}_share") for part in ("validation", "test")]
@@ -86,7 +108,7 @@ def _together_problems(config: Any) -> Iterator[str]:
 def _run_dir_problems(config: Any) -> Iterator[str]:
     if config.ckpt not in (None, "last") and not Path(str(config.ckpt)).is_file():
         yield f"ckpt={config.ckpt}: there is no such file (last: run_dir's newest)"
-    if config.run_dir is None:
+    if config.run_dir is None or rank_here() > 0:  # rank 0 may have begun to write there
         return
     path = Path(config.run_dir)
     holds_run = (path / "config.yaml").exists()

@@ -3,6 +3,7 @@
 Under torchrun, SLURM or a TrainJob the ranks exist already; then nothing here is used.
 """
 
+import logging
 import os
 import sys
 import uuid
@@ -19,6 +20,12 @@ def started_elsewhere() -> bool:
     """Whether a launcher made this process one rank of several."""
     slurm = os.environ.get("SLURM_PROCID") is not None and int(_tasks()) > 1
     return "RANK" in os.environ or "LOCAL_RANK" in os.environ or slurm
+
+
+def rank_here() -> int:
+    """This process among those that a launcher started; 0 where it is alone."""
+    found = (os.environ.get(key) for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return next((int(rank) for rank in found if rank is not None), 0)
 
 
 def _tasks() -> str:
@@ -38,17 +45,19 @@ def ranks_to_start(trainer: Any) -> int:
             f"trainer.num_nodes={trainer.num_nodes}: start this command on every node, with "
             "torchrun, SLURM or a TrainJob; docs/scale.md has the files"
         )
-    count = _devices(trainer.devices, trainer.accelerator)
+    count = devices_of(trainer)
     return count if count > 1 else 0
 
 
-def _devices(devices: Any, accelerator: str) -> int:
+def devices_of(trainer: Any) -> int:
+    """How many devices of this machine `trainer.devices` means."""
+    devices = trainer.devices
     if isinstance(devices, str) and devices != "auto":
         devices = int(devices) if devices.lstrip("-").isdigit() else devices.split(",")
     if devices in ("auto", -1):
         import torch
 
-        return torch.cuda.device_count() if accelerator != "cpu" else 1
+        return torch.cuda.device_count() if trainer.accelerator != "cpu" else 1
     return int(devices) if isinstance(devices, int) else len(devices)
 
 
@@ -62,6 +71,7 @@ def launch(words: list[str], *, ranks: int, run_dir: Path, module: str) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ[LAUNCHED] = "1"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     settings = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=ranks, max_restarts=0, run_id=uuid.uuid4().hex,
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost",
@@ -122,5 +132,5 @@ def _mark_failed(run_dir: Path, message: str) -> None:
     from compress.scripts.lib.run_folder import read_json, write_json
 
     report = read_json(run_dir / "report.json")
-    if report is not None and report.get("status") != "finished":
+    if report is not None and report["status"] != "finished":
         write_json(run_dir / "report.json", {**report, "status": "failed", "error": message})

@@ -17,6 +17,7 @@ from compress.data.loader import ResumableLoader
 from compress.module import CompressionModule
 from compress.scripts.lib.checkpoints import SaveOnSignal, plugins_for
 from compress.scripts.lib.run_folder import write_atomically
+from compress.scripts.lib.strategies import build_strategy
 
 
 class JsonlLogger(Logger):
@@ -104,7 +105,7 @@ def trainer_settings(trainer: DictConfig) -> dict[str, Any]:
     """The Lightning Trainer's own arguments."""
     return {
         "accelerator": trainer.accelerator,
-        "strategy": trainer.strategy,
+        "strategy": build_strategy(trainer),
         "devices": trainer.devices,
         "num_nodes": trainer.num_nodes,
         "precision": trainer.precision,
