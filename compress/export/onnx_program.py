@@ -73,7 +73,7 @@ class _Placeholder(nn.Module):
         return out
 
 
-class _Logits(nn.Module):
+class Logits(nn.Module):
     """The model as a function of tokens and their mask."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -101,7 +101,7 @@ def trace(student: nn.Module, plan: ExportPlan, *, names: Sequence[str] | None =
     """
     require_onnx()
     names = [layer.name for layer in plan.quantized] if names is None else names
-    model = _Logits(_with_placeholders(student, names)).eval()
+    model = Logits(_with_placeholders(student, names)).eval()
     _register_schema()
     # two tensors: of one object under two names the exporter makes one input
     example = {name: torch.ones(2, 8, dtype=torch.int64) for name in INPUTS}

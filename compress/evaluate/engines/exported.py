@@ -1,0 +1,86 @@
+"""What the engines that compile a graph share: which checkpoint they can take, and how it is read."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.errors import BadInput
+from compress.evaluate.engines import EngineSettings
+from compress.export.reload import quiet
+
+
+def dense_model(path: Path, *, engine: str) -> nn.Module:
+    """A dense Hugging Face checkpoint in fp32, causal or a sequence classifier.
+
+    Raises:
+        BadInput: there is none at `path`, it is quantised, or it does not load.
+    """
+    import transformers
+
+    config = checkpoint_config(path)
+    if "quantization_config" in config:
+        raise BadInput(
+            f"{path} is quantised in a format that {engine} does not read: export its run with "
+            f"target=tensorrt and give that folder"
+        )
+    name = (config.get("architectures") or [""])[0]
+    classifies = name.endswith("ForSequenceClassification")
+    opener: Any = (
+        transformers.AutoModelForSequenceClassification
+        if classifies
+        else transformers.AutoModelForCausalLM
+    )
+    try:
+        with quiet():
+            model: nn.Module = opener.from_pretrained(str(path), dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{path} does not load: {str(error).splitlines()[0]}") from error
+    return model.eval()
+
+
+def checkpoint_config(path: Path) -> dict[str, Any]:
+    """`config.json` in, or beside, `path`.
+
+    Raises:
+        BadInput: there is none, or it is damaged.
+    """
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        raise BadInput(f"{path}: nothing to load: {file} does not exist")
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise BadInput(f"{file} is damaged: {error}") from error
+    return config
+
+
+def vocabulary(config: Mapping[str, Any], path: Path) -> int:
+    """The number of tokens that `config.json` states.
+
+    Raises:
+        BadInput: it states none.
+    """
+    size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    if not size:
+        raise BadInput(f"{path}: its config.json has no vocab_size")
+    return int(size)
+
+
+def refuse_settings(settings: EngineSettings, *, engine: str, devices: tuple[str, ...]) -> None:
+    """Refuse a device, dtype or option that an engine would pass over in silence.
+
+    Raises:
+        BadInput: names what, and what there is.
+    """
+    if settings.device not in devices:
+        raise BadInput(
+            f"device={settings.device}: engine={engine} runs on {', '.join(devices)} here"
+        )
+    if settings.dtype not in (None, "float32"):
+        raise BadInput(f"dtype={settings.dtype}: engine={engine} computes the rest in float32")
+    if settings.options:
+        raise BadInput(f"engine={engine} has no option {', '.join(sorted(settings.options))}")

@@ -1,0 +1,106 @@
+"""A compiled package by `torch.export` and AOTInductor: TorchScript's successor, no Python needed.
+
+The model runs with the weights it was trained to (masked, fake-quantised): Inductor has fast
+kernels for fp32 and bf16, so a quantised model is compiled at the accuracy, not at the speed, of
+its scheme.
+"""
+
+import copy
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from compress.errors import BadInput, UnsupportedModel
+from compress.export.onnx_program import INPUTS, Logits
+from compress.export.reload import quiet
+from compress.transforms import transforms_of
+
+PACKAGE_FILE = "model.pt2"
+
+Compiled = Callable[[Tensor, Tensor], Tensor]
+
+
+def compile_package(
+    student: nn.Module, path: Path, *, longest: int | None = None, threads: int | None = None
+) -> Path:
+    """Compile a model ahead of time to one `.pt2` file, batch and sequence dynamic.
+
+    Args:
+        student: a Hugging Face model; left as it was. Static and dynamic input quantisers stay.
+        path: of the package; its name ends in `.pt2`.
+        longest: sequence the package accepts; None takes the model's own limit.
+        threads: to compile for; None as many as PyTorch uses now.
+
+    Raises:
+        BadInput: no C++ compiler, or `path` has another ending.
+        UnsupportedModel: the model cannot be exported; says where.
+    """
+    if path.suffix != ".pt2":
+        raise BadInput(f"{path}: a compiled package ends in .pt2")
+    require_compiler()
+    model = Logits(_used_weights(student)).eval()
+    limit = longest or int(getattr(student.config, "max_position_embeddings", 2048))  # type: ignore[union-attr, arg-type]
+    example = {name: torch.ones(2, 8, dtype=torch.int64) for name in INPUTS}
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=limit)}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with warnings.catch_warnings(), quiet(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                model, (), kwargs=example, dynamic_shapes=dict.fromkeys(INPUTS, sizes)
+            )
+            made = torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except Exception as error:  # the compiler's own errors have no common base
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedModel(f"{type(student).__name__} does not compile: {reason}") from error
+    finally:
+        torch.set_num_threads(before)
+    return Path(made)
+
+
+def open_package(path: Path) -> Compiled:
+    """A compiled package as a function of tokens and mask.
+
+    Raises:
+        BadInput: it does not load here (another machine's, another PyTorch's, damaged).
+    """
+    try:
+        with quiet():
+            runner: Any = torch._inductor.aoti_load_package(str(path))
+    except Exception as error:  # whatever the archive's reader or the linker raises
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(f"{path} does not load: {reason}; compile it on this machine") from error
+
+    def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        answer: Tensor = runner(input_ids=input_ids, attention_mask=attention_mask)
+        return answer
+
+    return run
+
+
+def require_compiler() -> None:
+    """Refuses where no C++ compiler is found.
+
+    Raises:
+        BadInput: with the install command.
+    """
+    if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
+        raise BadInput("engine=inductor needs a C++ compiler: apt install g++")
+
+
+@torch.no_grad()
+def _used_weights(student: nn.Module) -> Any:
+    copied: Any = copy.deepcopy(student).float().cpu()
+    if hasattr(copied, "config"):
+        copied.config.use_cache = False
+    for layer in copied.modules():
+        if transforms_of(layer):
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    return copied
