@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SERVE  := .venv-serve
 
-.PHONY: train test test-all test-serving lint types check-machine check-serving-machine clean
+.PHONY: train test test-all test-serving lint docs types check-machine check-serving-machine clean
 
 train: $(VENV)/.installed
 	$(BIN)/python scripts/train.py recipe=distill_qat
@@ -24,6 +24,10 @@ test-serving: $(VENV)/.installed-dev $(SERVE)/.installed
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# the documents as a site in site/; every warning is an error
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q -f docs/mkdocs/mkdocs.yml
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy

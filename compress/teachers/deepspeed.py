@@ -218,7 +218,7 @@ def zero_config(
     >>> config = zero_config(
     ...     torch.bfloat16, offload="cpu", nvme_path=None, pin_memory=True,
     ...     prefetch_elements=0, live_elements=0, persist_elements=0)
-    >>> config["zero_optimization"]["offload_param"]
+    >>> config["zero_optimization"].get("offload_param")
     {'device': 'cpu', 'pin_memory': True}
     """
     zero: dict[str, Any] = {

@@ -1,0 +1,93 @@
+"""Claims about sending an export to the hub; the hub itself is played by a class that records."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from compress.errors import BadInput
+from compress.export.hub import checked_folder, push_to_hub
+from compress.scripts.push import main
+
+
+class Hub:
+    """Stands in for huggingface_hub.HfApi."""
+
+    calls: list = []  # noqa: RUF012
+
+    def create_repo(self, repo_id, **settings):
+        self.calls.append(("repo", repo_id, settings))
+
+    def create_branch(self, repo_id, **settings):
+        self.calls.append(("branch", repo_id, settings))
+
+    def upload_folder(self, **settings):
+        self.calls.append(("upload", settings["repo_id"], settings))
+        return SimpleNamespace(commit_url="https://hub.example/commit/1")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    Hub.calls = []
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    return Hub
+
+
+@pytest.fixture
+def exported(tmp_path):
+    for name in ("config.json", "README.md", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    return tmp_path
+
+
+def test_the_whole_folder_goes_up_in_one_commit_to_a_private_repository(hub, exported):
+    assert push_to_hub(exported, "me/small") == "https://hub.example/commit/1"
+    assert [call[0] for call in hub.calls] == ["repo", "upload"]
+    assert hub.calls[0][2] == {"private": True, "exist_ok": True}
+    assert hub.calls[1][2]["folder_path"] == str(exported)
+
+
+def test_a_branch_is_made_where_one_is_named(hub, exported):
+    push_to_hub(exported, "me/small", revision="w4a16", private=False)
+    assert hub.calls[1][:2] == ("branch", "me/small") and hub.calls[2][2]["revision"] == "w4a16"
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md", "model.safetensors"])
+def test_half_an_export_is_not_sent(hub, exported, name):
+    (exported / name).unlink()
+    with pytest.raises(BadInput, match=name.replace("model", r"\*").replace(".", r"\.")):
+        push_to_hub(exported, "me/small")
+    assert hub.calls == []
+
+
+def test_a_missing_shard_is_named(exported):
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model.safetensors"}}
+    (exported / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BadInput, match=r"model-1\.safetensors"):
+        checked_folder(exported)
+
+
+def test_a_refusal_of_the_hub_is_one_line(hub, exported, monkeypatch, capsys):
+    def refuse(self, *_, **__):
+        raise OSError("no route\nto the hub")
+
+    monkeypatch.setattr(Hub, "create_repo", refuse)
+    assert main([f"path={exported}", "repo=me/small"]) == 2
+    assert capsys.readouterr().err.strip() == "BadInput: the hub refused me/small: no route"
+
+
+@pytest.mark.parametrize("words, said", [
+    (["path=x"], "give path=DIR and repo"),
+    (["path=x", "repo=small"], "x is no exported folder"),
+    (["path=x", "rep=me/small"], "Did you mean 'repo'?"),
+    (["path=x", "repo=me/small", "private=maybe"], "true or false"),
+])  # fmt: skip
+def test_bad_input_is_told(words, said, capsys):
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_script_prints_the_commit(hub, exported, capsys):
+    assert main([f"path={exported}", "repo=me/small", "private=false"]) == 0
+    assert "https://hub.example/commit/1" in capsys.readouterr().out
+    assert hub.calls[0][2]["private"] is False
