@@ -27,6 +27,7 @@ def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     from compress.errors import CompressError
     from compress.scripts.lib.config import list_recipes
+    from compress.scripts.lib.launch import record, speaks
 
     if any(word in ("-h", "--help") for word in words):
         print(HELP + "\nRecipes:\n" + _listed(list_recipes()))
@@ -37,8 +38,13 @@ def main(words: list[str] | None = None) -> int:
     try:
         return _run([w for w in words if w != "--config"], show="--config" in words)
     except CompressError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        record(error)
+        if speaks():
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        record(error)
+        raise
     except KeyboardInterrupt:
         print("Stopped. Go on with the same command and ckpt=last.", file=sys.stderr)
         return 130

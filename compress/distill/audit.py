@@ -46,7 +46,7 @@ def distance_to(reference: DenseSignal, other: DenseSignal, step: Step) -> Tenso
     rows_per_chunk = max(1, CHUNK_ELEMENTS // size)
     for rows_C in step.rows_N.split(rows_per_chunk):
         slope = forward_kl(ours.log_probs(rows_C, size=size), theirs.log_probs(rows_C, size=size))
-        totals_A.index_add_(0, rows_C // length, slope.value_C)
+        totals_A.index_add_(0, rows_C // length, slope.value_C.float())
     counts_A = torch.bincount(step.rows_N // length, minlength=sequences)
     return totals_A / counts_A.clamp(min=1)
 

@@ -101,15 +101,27 @@ def part_ranks() -> None:
     distributed.destroy_process_group()
 
 
+def record(error: BaseException) -> None:
+    """Leave a rank's error to the process that started it."""
+    if LAUNCHED in os.environ and "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)  # type: ignore[arg-type]
+
+
+def speaks() -> bool:
+    """Whether this process prints what all ranks would: alone, or rank 0 of several."""
+    return LAUNCHED not in os.environ or rank_here() == 0
+
+
 def told(failures: dict[int, Any], *, ranks: int, run_dir: Path) -> int:
     """Say which rank ended first, unless rank 0 did and has said why; answers the exit status."""
     rank, first = min(failures.items(), key=lambda item: item[1].timestamp)
     if 0 in failures and failures[0].exitcode in (2, 130):
         return int(failures[0].exitcode)
     how = f"signal {-first.exitcode}" if first.exitcode < 0 else f"exit status {first.exitcode}"
-    own_words = str(first.message or "").strip()
-    if own_words.startswith("Signal") or own_words.startswith("To enable traceback"):
-        own_words = ""  # torch's advice about itself
+    left = first.error_file_data.get("message")  # by `record`; else torch makes up words of its own
+    own_words = str(left["message"]).strip() if isinstance(left, dict) else ""
     message = (
         f"rank {rank} of {ranks} (process {first.pid}) ended with {how}"
         + (f": {own_words}" if own_words else "")
