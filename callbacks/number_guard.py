@@ -1,0 +1,194 @@
+"""Guards a run's numbers; finding what is wrong with them is `compress.guard`'s."""
+
+import math
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from compress.callbacks.base import CompressionCallback
+from compress.errors import BadInput
+from compress.guard import (
+    NumbersFailed,
+    Snapshot,
+    bad_gradients,
+    bad_weights,
+    first_bad_module,
+    is_spike,
+)
+
+POLICIES = ("stop", "skip", "rollback")
+WINDOW = 64
+
+
+class NumberGuard(CompressionCallback):
+    """Finds NaN, infinities and spikes within a step, names their source, and acts by a policy.
+
+    Args:
+        policy: `stop` ends the run; `skip` drops the step's gradient; `rollback` also puts weights
+            and optimizer back to the last snapshot.
+        spike_factor: a loss above this multiple of the median of the last 64 steps counts as a
+            fault; 0.0 looks for no spikes.
+        snapshot_every: optimizer steps between snapshots, for `rollback`.
+        most_faults: faults in one run before any policy stops; 0 stops at the first.
+        name: tells two of these apart.
+
+    Raises:
+        BadInput: a setting is unknown or out of range, or `rollback` meets a sharded student.
+        NumbersFailed: by policy; names the step, the loss terms and the layer.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: str = "stop",
+        spike_factor: float = 0.0,
+        snapshot_every: int = 50,
+        most_faults: int = 10,
+        name: str = "",
+    ) -> None:
+        """Checks the settings."""
+        super().__init__(name=name)
+        if policy not in POLICIES:
+            raise BadInput(f"policy={policy!r} is unknown; use one of {', '.join(POLICIES)}")
+        if spike_factor != 0 and spike_factor <= 1:
+            raise BadInput(f"spike_factor={spike_factor}: give 0 (off) or more than 1, such as 4")
+        if snapshot_every < 1 or most_faults < 0:
+            raise BadInput(
+                f"snapshot_every={snapshot_every} must be at least 1, most_faults={most_faults} "
+                "at least 0"
+            )
+        self.policy, self.spike_factor = policy, spike_factor
+        self.snapshot_every, self.most_faults = snapshot_every, most_faults
+        self.losses_seen: list[float] = []
+        self.faults: list[str] = []
+        self._batch: Any = None
+        self._due = False
+        self._losses: list[float] = []
+        self._snapshot: Snapshot | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the first snapshot."""
+        super().on_train_start(trainer, pl_module)
+        self._losses = []
+        if self.policy == "rollback":
+            if type(trainer.strategy).__name__ not in ("SingleDeviceStrategy", "DDPStrategy"):
+                raise BadInput("policy=rollback needs the whole student on each rank: use skip")
+            self._snapshot = Snapshot(pl_module.student, trainer.optimizers)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes the batch, and whether an optimizer step follows it."""
+        self._batch = batch
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._due = whole or trainer.is_last_batch
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Notes the loss."""
+        self._losses.append(float(loss.detach()))
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before any callback reads the gradients, and before clipping spreads what is wrong."""
+        if not self._due:
+            return  # what is NaN stays NaN; ranks agree where their gradients were summed
+        losses, self._losses = self._losses, []
+        loss = sum(losses)
+        problem = self._problem(trainer, pl_module, loss)
+        bad = problem is not None
+        if trainer.world_size > 1:
+            bad = trainer.strategy.reduce_boolean_decision(bad, all=False)
+        if bad:
+            self._act(trainer, pl_module, problem or "another rank found a fault")
+        else:
+            self.losses_seen = [*self.losses_seen, loss][-WINDOW:]
+
+    def _problem(self, trainer: Trainer, pl_module: LightningModule, loss: float) -> str | None:
+        if not math.isfinite(loss):
+            return self._why(trainer, pl_module, f"the loss is {loss}")
+        # fp16 meets infinite gradients by design: its loss scaler skips those steps
+        gradients = [] if trainer.precision == "16-mixed" else bad_gradients(pl_module.student)
+        if gradients:
+            what = (
+                f"the gradients of {len(gradients)} parameters ({_first(gradients)}) are no numbers"
+            )
+            return self._why(trainer, pl_module, what)
+        if is_spike(loss, self.losses_seen, factor=self.spike_factor):
+            return f"the loss is {loss:.4g}, above {self.spike_factor:g} times the median before"
+        return None
+
+    def _why(self, trainer: Trainer, pl_module: LightningModule, what: str) -> str:
+        """Adds the terms, the weights and the layer at fault."""
+        terms = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        bad_terms = [k.removeprefix("train/") for k, v in terms.items() if not math.isfinite(v)]
+        bad_terms = [name for name in bad_terms if name != "loss"]
+        weights = bad_weights(pl_module.student)
+        layer = first_bad_module(pl_module.student, self._batch)
+        parts = [what]
+        if bad_terms:
+            parts.append(f"loss terms at fault: {', '.join(bad_terms)}")
+        if weights:
+            parts.append(f"weights at fault: {_first(weights)}")
+        parts.append(
+            f"the first layer whose output is no number: {layer}"
+            if layer
+            else "the forward pass is sound: it arises in the loss or the backward pass"
+        )
+        return "; ".join(parts)
+
+    def _act(self, trainer: Trainer, pl_module: LightningModule, problem: str) -> None:
+        step = trainer.global_step
+        self.faults.append(f"step {step}: {problem}")
+        if self.policy == "stop" or len(self.faults) > self.most_faults:
+            raise NumbersFailed(self._message(step, problem))
+        if self._snapshot is not None:
+            self._snapshot.restore(pl_module.student, trainer.optimizers)
+        for parameter in pl_module.parameters():
+            parameter.grad = None  # an optimizer leaves parameters without a gradient alone
+
+    def _message(self, step: int, problem: str) -> str:
+        many = f" ({len(self.faults)} faults)" if len(self.faults) > 1 else ""
+        return (
+            f"step {step}{many}: {problem}. Nothing was saved after it: go on with ckpt=last and "
+            "a lower training.learning_rate or trainer.clip_norm, or let the run pass over such "
+            "steps: callbacks.guard.policy=skip (or rollback)"
+        )
+
+    def advance(self, student: nn.Module, optimizer_step: int) -> None:
+        """Looks at the weights after each step; takes a snapshot where one is due."""
+        weights = bad_weights(student)
+        if weights:
+            self.faults.append(f"step {optimizer_step}: weights at fault: {_first(weights)}")
+            if self._snapshot is None or len(self.faults) > self.most_faults:
+                raise NumbersFailed(
+                    self._message(optimizer_step, f"weights at fault: {_first(weights)}")
+                )
+            self._snapshot.restore(student, self._optimizers)
+        elif self.policy == "rollback" and optimizer_step % self.snapshot_every == 0:
+            self._snapshot = Snapshot(student, self._optimizers)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """One look for each optimizer step."""
+        self._optimizers = trainer.optimizers
+        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+
+    def report(self) -> dict[str, Any]:
+        """What the report shows: each fault that was passed over."""
+        return {"number_faults": list(self.faults)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Losses that spikes are measured by, and the faults so far."""
+        return {**super().state_dict(), "losses": self.losses_seen, "faults": self.faults}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with them."""
+        super().load_state_dict(state_dict)
+        self.losses_seen, self.faults = list(state_dict["losses"]), list(state_dict["faults"])
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

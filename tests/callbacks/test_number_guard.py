@@ -1,0 +1,160 @@
+"""Claims about the guard: what is no number is found within a step, named, and dealt with."""
+
+import lightning as L
+import pytest
+import torch
+
+from compress.callbacks import NumberGuard, QuantizationAwareTraining
+from compress.data.loader import ResumableLoader
+from compress.errors import BadInput
+from compress.guard import NumbersFailed, Snapshot, bad_weights, is_spike, not_finite
+from compress.module import CompressionModule
+from tests.tiny import TinyData, tiny_llama
+
+
+class Fault(L.Callback):
+    """Does harm at one micro-batch."""
+
+    def __init__(self, at, harm):
+        self.at, self.harm, self.seen = at, harm, 0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen += 1
+        if self.seen == self.at:
+            self.harm(pl_module)
+
+
+def poison_gradient(pl_module):
+    weight = pl_module.student.model.layers[1].mlp.down_proj.parameters().__next__()
+    handle = weight.register_hook(lambda g: (handle.remove(), g * float("nan"))[1])
+
+
+def poison_weight(pl_module):
+    with torch.no_grad():
+        next(pl_module.student.model.layers[1].mlp.down_proj.parameters()).fill_(float("nan"))
+
+
+def fit(guard, *, fault=None, steps=6, accumulate=1, callbacks=()):
+    torch.manual_seed(0)
+    module = CompressionModule(student=tiny_llama())
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=steps, accumulate_grad_batches=accumulate, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[*([fault] if fault else []), *callbacks, guard],
+    )  # fmt: skip
+    trainer.fit(module, ResumableLoader(TinyData(), batch_size=4, seed=0))
+    return module
+
+
+def test_a_sound_run_is_left_alone():
+    plain = fit(NumberGuard(policy="rollback"))
+    guarded = fit(NumberGuard(policy="stop"))
+    for one, other in zip(plain.parameters(), guarded.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_stop_names_the_step_and_the_layer_of_a_bad_gradient(accumulate):
+    guard = NumberGuard()
+    with pytest.raises(
+        NumbersFailed, match=r"step 1: the gradients of .*layers\.1\.mlp\.down_proj"
+    ):
+        fit(guard, fault=Fault(accumulate + 1, poison_gradient), accumulate=accumulate)
+
+
+def test_a_bad_weight_is_named_with_the_layer_and_the_term():
+    with pytest.raises(NumbersFailed) as refused:
+        fit(NumberGuard(), fault=Fault(3, poison_weight))
+    for words in (
+        "step 2", "the loss is nan", "loss terms at fault: labels",
+        "weights at fault: model.layers.1.mlp.down_proj.weight",
+        "first layer whose output is no number: model.layers.1.mlp.down_proj",
+    ):  # fmt: skip
+        assert words in str(refused.value)
+
+
+def test_skip_drops_one_step_and_no_other():
+    guard = NumberGuard(policy="skip")
+    module = fit(guard, fault=Fault(3, poison_gradient))
+    assert len(guard.faults) == 1
+    assert guard.faults[0].startswith("step 2")
+    assert not bad_weights(module.student)
+    state = module.optimizers().state
+    assert {int(s["step"]) for s in state.values()} == {5}
+
+
+@pytest.mark.parametrize("harm", [poison_gradient, poison_weight])
+def test_rollback_goes_on_from_the_snapshot(harm):
+    guard = NumberGuard(policy="rollback", snapshot_every=2)
+    module = fit(guard, fault=Fault(4, harm), callbacks=[QuantizationAwareTraining()])
+    assert len(guard.faults) == 1
+    assert not bad_weights(module.student)
+
+
+def test_skip_cannot_mend_a_weight():
+    guard = NumberGuard(policy="skip", most_faults=2)
+    with pytest.raises(NumbersFailed, match=r"weights at fault"):
+        fit(guard, fault=Fault(2, poison_weight))
+
+
+def test_every_policy_ends_after_too_many_faults():
+    def always(pl_module):
+        poison_gradient(pl_module)
+
+    fault = Fault(1, always)
+    fault.on_train_batch_start = lambda trainer, module, batch, idx: always(module)
+    with pytest.raises(NumbersFailed, match=r"\(3 faults\)"):
+        fit(NumberGuard(policy="skip", most_faults=2), fault=fault)
+
+
+def test_the_faults_survive_a_checkpoint():
+    guard, other = NumberGuard(policy="skip"), NumberGuard(policy="skip")
+    fit(guard, fault=Fault(3, poison_gradient))
+    other.load_state_dict(guard.state_dict())
+    assert other.report() == guard.report()
+    assert other.losses_seen == guard.losses_seen
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"policy": "skp"}, {"spike_factor": 0.5}, {"snapshot_every": 0}, {"most_faults": -1}],
+)
+def test_settings_that_cannot_work_are_refused(setting):
+    with pytest.raises(BadInput):
+        NumberGuard(**setting)
+
+
+def test_spikes_are_measured_by_the_median():
+    assert is_spike(9.0, [2.0] * 7 + [100.0], factor=3.0)
+    assert not is_spike(9.0, [2.0] * 7, factor=3.0)
+    assert not is_spike(1e9, [2.0] * 64, factor=0.0)
+
+
+def test_large_numbers_are_numbers():
+    assert not_finite([("a", torch.full((4,), 3e38)), ("b", torch.zeros(0))]) == []
+    assert not_finite([("a", torch.tensor([float("-inf")])), ("b", torch.ones(1).half())]) == ["a"]
+
+
+def test_a_scale_of_zero_is_named():
+    student = tiny_llama()
+    QuantizationAwareTraining().attach(student)
+    assert bad_weights(student) == []
+    layer = student.model.layers[0].mlp.up_proj
+    layer.parametrizations.weight[0].base_scale[3] = 0.0
+    assert bad_weights(student) == [
+        "model.layers.0.mlp.up_proj.parametrizations.weight.0.base_scale (at or below 0)"
+    ]
+
+
+def test_a_snapshot_brings_back_weights_and_optimizer():
+    model = torch.nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    snapshot, before = Snapshot(model, [optimizer]), model.weight.clone()
+    optimizer.step()
+    assert not torch.equal(model.weight, before)
+    snapshot.restore(model, [optimizer])
+    assert torch.equal(model.weight, before)
+    assert int(optimizer.state[model.weight]["step"]) == 1
+    assert model.weight.grad is None
