@@ -1,10 +1,10 @@
-"""What each scheme costs a real Llama: best post-training start, QAT, QAT with its dense teacher.
+"""What each scheme costs a real Llama: after training, after calibration alone, and with a teacher.
 
-    COMPRESS_TEST_DATA=... python benchmarks/quantization_table.py out=docs/results/quantization.json
+    COMPRESS_TEST_DATA=DIR python benchmarks/quantization_table.py out=docs/results/NAME.json
 
-The subject is `stories.adapted()`: the dense model, the teacher and the starting point alike. Every
-arm is measured on the same held-out rows; settings were tuned on others (`part=tune`). Finished
-arms are kept in the cache, so that a stopped run goes on; `fresh=true` measures them again.
+The subject is `stories.adapted()`: dense model, teacher and starting point alike. Every arm is
+measured on the same held-out rows; settings were tuned on others (`part=tune`). Finished arms are
+kept in the cache, so that a stopped run goes on; `fresh=true` measures them again.
 """
 
 import copy
@@ -47,6 +47,8 @@ class Settings:
     steps: int = 200
     batch: int = 8
     learning_rate: float = 0.0
+    label_weight: float = 0.0
+    scale_rate: float = 1.0
     rows: int = 256
     part: str = "report"
     arms: str = "ptq,qat,distilled"
@@ -117,7 +119,7 @@ class Table:
         from compress.quantize import start as start_from
 
         model = copy.deepcopy(self.dense)
-        prepare(model, **SCHEMES[scheme])
+        prepare(model, scale_learning_rate=self.settings.scale_rate, **SCHEMES[scheme])
         start_from(model, Rows(self.train_rows), init=start, samples=CALIBRATION_ROWS, seed=seed)
         return model
 
@@ -127,10 +129,11 @@ class Table:
         from compress.teachers.local import LocalTeacher
 
         rate = self.settings.learning_rate or learning_rate_of(scheme)
-        told = LogitSettings(teacher_weight=1.0)
+        share = self.settings.label_weight if distil else 1.0
+        told = LogitSettings(teacher_weight=1.0 - share)
         return stories.train(
             model, self.train_rows, steps=self.settings.steps, batch=self.settings.batch,
-            learning_rate=rate, seed=seed, label_weight=0.0 if distil else 1.0,
+            learning_rate=rate, seed=seed, label_weight=share,
             teacher=LocalTeacher(copy.deepcopy(self.dense)) if distil else None,
             terms=(lambda step: teacher_term(step, told),) if distil else (),
         )  # fmt: skip
@@ -151,7 +154,9 @@ class Table:
         rate = self.settings.learning_rate or learning_rate_of(scheme)
         arm = {"arm": "distilled" if distil else "qat", "scheme": scheme, "start": start,
                "seed": seed, "steps": self.settings.steps, "batch": self.settings.batch,
-               "learning_rate": rate}  # fmt: skip
+               "learning_rate": rate,
+               "label_weight": self.settings.label_weight if distil else 1.0,
+               "scale_rate": self.settings.scale_rate}  # fmt: skip
         return self.measured(
             arm,
             lambda: self.trained(

@@ -27,6 +27,14 @@ class CompressionCallback(Callback):
     uses_teacher: ClassVar[bool] = False
     """Whether its losses ask for a teacher; a run without one is refused before it starts."""
 
+    def decide(self, student: nn.Module, dataset: Dataset[Any]) -> None:
+        """Plan, from weights and data, what `attach` will register; only where `needs_data`."""
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether `decide` looks at training rows before anything is attached."""
+        return False
+
     def attach(self, student: nn.Module) -> None:
         """Register transforms and taps on the student; called once, before restore."""
 
@@ -47,6 +55,14 @@ class CompressionCallback(Callback):
     def advance(self, student: nn.Module, optimizer_step: int) -> None:
         """Bring masks, scales, ... to where they belong after `optimizer_step` steps."""
 
+    def finalise(self, student: nn.Module) -> nn.Module:
+        """What is exported, after the last step: the student itself, or a smaller one."""
+        return student
+
+    def compress_at_once(self, student: nn.Module, dataset: Dataset[Any]) -> None:
+        """All of the compression without training (after `attach`): what a schedule ends with."""
+        self.initialise(student, dataset)
+
     @property
     def state_key(self) -> str:
         """The key of this callback in a checkpoint."""
@@ -56,6 +72,10 @@ class CompressionCallback(Callback):
         """Attaches before restore and before the optimizer is made: later cannot resume."""
         student = pl_module.student
         if self._attached_to is not student:
+            if self.needs_data:
+                # not by `setup_data`: called early, it forgets where a checkpoint's loader stood
+                loader = trainer.fit_loop._data_source.dataloader()
+                self.decide(student, loader.dataset)
             self.attach(student)
             self._attached_to = student
 

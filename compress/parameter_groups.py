@@ -21,6 +21,7 @@ def parameter_groups(
     yield {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay}
     yield {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0}
     for scale, parameters in own.items():
-        learned = [p for p in parameters if p.requires_grad]
+        # fused layers share a scale: it must not be stepped twice
+        learned = list({id(p): p for p in parameters if p.requires_grad}.values())
         if learned:
             yield {"params": learned, "lr": learning_rate * scale, "weight_decay": 0.0}

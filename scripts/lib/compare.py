@@ -55,6 +55,8 @@ def _train(run: Any, wanted: Any, *, label: str) -> Any:
 def _quantised_without_training(run: Any, dense: Any) -> float:
     for callback in build.build_callbacks(run.config):
         if not callback.uses_teacher:
+            if callback.needs_data:
+                callback.decide(dense, run.data.train)
             callback.attach(dense)
-            callback.initialise(dense, run.data.train)
+            callback.compress_at_once(dense, run.data.train)
     return float(run.loss_of(dense))

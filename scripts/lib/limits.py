@@ -55,7 +55,7 @@ NUMBERS: Mapping[str, Limits] = {
     "teacher.seed": SEED,
     "student.layers": COUNT,
     "trainer.num_nodes": COUNT,
-    "trainer.max_steps": COUNT,
+    "trainer.max_steps": NOT_NEGATIVE,
     "trainer.batch_size": COUNT,
     "trainer.accumulate": COUNT,
     "trainer.clip_norm": POSITIVE,

@@ -169,7 +169,11 @@ class Run:
                 seed=self.config.seed, task=self.config.task, verbose=self.config.verbose,
                 checkpoints=checkpoints, ckpt_path=ckpt,
             )  # fmt: skip
+        if self.config.trainer.max_steps == 0:  # there was no first step to measure it before
+            self.keep_at_start("start_ptq", self.loss_of(module.student) if self.leads else None)
         self.quality.update(read_json(self.path / "start.json", {}))
+        for callback in callbacks:
+            module.student = getattr(callback, "finalise", lambda model: model)(module.student)
         self.report["layers"] = layer_facts(module.student)
         for callback in callbacks:
             facts = getattr(callback, "report", dict)()

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from compress.callbacks.base import CompressionCallback
 from compress.contract import Teacher
 from compress.data.loader import ResumableLoader
 from compress.module import CompressionModule
@@ -98,6 +99,10 @@ def train(
     fitter.fit(module, loader, validation_loader(data, trainer), ckpt_path=ckpt_path)
     if fitter.interrupted:
         raise KeyboardInterrupt
+    if trainer.max_steps == 0:  # Lightning attaches, then skips the loop and all that starts it
+        for callback in callbacks:
+            if isinstance(callback, CompressionCallback):
+                callback.compress_at_once(module.student, data.train)
     return module
 
 
