@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from compress.contract import IGNORED, Batch
 from compress.errors import BadInput
-from compress.evaluate.quality import evaluating, token_loss
+from compress.evaluate.quality import device_of, evaluating, token_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def classification_accuracy(
     Raises:
         BadInput: there is no example, or a label is none of the model's classes.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     logits, labels = [], []
     with evaluating(model):
         for batch in islice(batches, max_batches):

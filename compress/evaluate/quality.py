@@ -84,7 +84,7 @@ def token_loss(
     """
 
     def losses(batch: Batch) -> dict[str, Tensor]:
-        return _chunked(batch, [trace_causal_lm(model, batch)], _label_losses)
+        return _chunked(batch, [_trace(model, batch)], _label_losses)
 
     sums = _summed([model], islice(batches, max_batches), losses)
     return _quality(sums, "loss")
@@ -110,7 +110,7 @@ def compare(
     """
 
     def measures(batch: Batch) -> dict[str, Tensor]:
-        traces = [trace_causal_lm(m, batch) for m in (model, baseline)]
+        traces = [_trace(m, batch) for m in (model, baseline)]
         sizes = [t.head.weight_VH.shape[0] for t in traces]
         if sizes[0] != sizes[1]:
             raise BadInput(
@@ -142,6 +142,17 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's inputs go: the CPU for one that runs in another runtime."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _trace(model: nn.Module, batch: Batch) -> Trace:
+    """What the head multiplies, and the head; a model of another runtime has logits alone."""
+    own: Callable[[Batch], Trace] | None = getattr(model, "trace_batch", None)
+    return own(batch) if own is not None else trace_causal_lm(model, batch)
 
 
 Measure = Callable[[list[Tensor], Tensor], dict[str, Tensor]]
@@ -187,7 +198,7 @@ def _summed(
     measure: Callable[[Batch], dict[str, Tensor]],
 ) -> Mapping[str, list[float]]:
     """Every sequence's sums, one list a measure; a model on another device gets its own copy."""
-    device = next(models[0].parameters()).device
+    device = device_of(models[0])
     found: dict[str, list[float]] = {}
     with evaluating(*models):
         for batch in batches:

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from compress.errors import BadInput
-from compress.plan.activations import DTYPES, saved_bytes, transient_bytes
+from compress.plan.activations import DTYPES, saved_bytes
 from compress.plan.shapes import Matrix, ModelShape
 from compress.quantize.schemes import resolve_scheme
 
@@ -117,7 +117,7 @@ def serving_memory(
     """
     _positive(batch=batch, length=length, prefill_tokens=prefill_tokens)
     tokens = min(prefill_tokens, batch * length)
-    live = transient_bytes(shape.config, batch=1, length=tokens)
+    live = shape.transient(batch=1, length=tokens)
     logits = batch * shape.vocab * 4 if shape.generates else 0
     return Memory(
         sharded={
@@ -174,7 +174,7 @@ def training_memory(
     kept = {"activations": saved + rounded, "runtime": runtime}
     if teacher is not None:
         sharded["teacher"] = weight_bytes(teacher)
-        kept["teacher_activations"] = transient_bytes(teacher.config, batch=batch, length=length)
+        kept["teacher_activations"] = teacher.transient(batch=batch, length=length)
     return Memory(sharded=sharded, kept=kept)
 
 

@@ -5,7 +5,7 @@ whatever else transformers can build.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from compress.errors import BadInput
+from compress.plan.activations import transient_bytes
 from compress.plan.fakes import fake_model
 
 
@@ -53,6 +54,7 @@ class ModelShape:
         hidden: width.
         vocab: tokens.
         generates: False for encoders: no cache.
+        counted: what was counted before.
     """
 
     name: str
@@ -66,6 +68,13 @@ class ModelShape:
     hidden: int
     vocab: int
     generates: bool
+    counted: dict[tuple[int, int], int] = field(default_factory=dict, repr=False, compare=False)
+
+    def transient(self, *, batch: int, length: int) -> int:
+        """`activations.transient_bytes` of this model, counted once for each size."""
+        if (batch, length) not in self.counted:
+            self.counted[batch, length] = transient_bytes(self.config, batch=batch, length=length)
+        return self.counted[batch, length]
 
     @property
     def parameters(self) -> int:

@@ -69,8 +69,11 @@ class Engine(ABC):
     generates: bool
 
     @abstractmethod
-    def forward(self, tokens_BL: Tensor) -> Tensor:
-        """Logits of every position (B, L, V), or of each sequence (B, C), in fp32 on the CPU."""
+    def forward(self, tokens_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """Logits of every position (B, L, V), or of each sequence (B, C), in fp32 on the CPU.
+
+        `mask_BL` is 1 at tokens and 0 at padding; None where there is no padding.
+        """
 
     def generate(self, tokens_BL: Tensor, *, new_tokens: int, on_token: OnToken) -> Tensor:
         """Greedy continuations (B, new_tokens).

@@ -1,0 +1,182 @@
+"""Opens whatever lies at a path as a model whose quality can be measured.
+
+Dense and compressed checkpoints load through transformers, ONNX files through onnxruntime; the
+fake-quantised model of a run folder is put together by the scripts, which know its recipe.
+
+Legend: B sequences, L positions, V vocabulary, C classes.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.contract import Batch, Head, Trace
+from compress.errors import BadInput
+from compress.evaluate.engines import Engine, EngineSettings, load_engine
+from compress.export.reload import quiet
+
+WEIGHTS = ("*.safetensors", "*.onnx", "*.onnx.data", "*.onnx_data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenModel:
+    """A model ready to be measured.
+
+    Args:
+        name: its path, as given.
+        kind: `dense`, `compressed` (compressed-tensors), `onnx` or `fake_quantized`.
+        module: takes `input_ids` and `attention_mask`; its output has `logits`.
+        tokenizer: the one that lies beside it; None where there is none.
+        bytes: of its weight files; None where it has none of its own.
+        task: `causal_lm` or `classification`.
+    """
+
+    name: str
+    kind: str
+    module: nn.Module
+    tokenizer: Any
+    bytes: int | None
+    task: str
+
+
+class _AsTheyAre(Head):
+    """The head of a model that gives logits: there is nothing left to multiply."""
+
+    def __call__(self, hidden_CH: Tensor) -> Tensor:
+        """The logits themselves."""
+        return hidden_CH
+
+
+class EngineModel(nn.Module):
+    """A model that runs in another runtime, as far as measures of quality are concerned."""
+
+    def __init__(self, engine: Engine) -> None:
+        """`engine` is used, not owned."""
+        super().__init__()
+        self.engine = engine
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
+        """An object with `logits`."""
+        padded = attention_mask is not None and not bool(attention_mask.all())
+        mask = attention_mask if padded else None
+        return SimpleNamespace(logits=self.engine.forward(input_ids.cpu(), mask))
+
+    def trace_batch(self, batch: Batch) -> Trace:
+        """Logits in the place of hidden states."""
+        logits_BLV = self(batch["input_ids"], batch.get("attention_mask")).logits
+        head = _AsTheyAre(weight_VH=torch.empty(logits_BLV.shape[-1], 0))
+        return Trace(hidden_BLH=logits_BLV, head=head)
+
+
+def open_model(
+    path: str | Path, *, device: str = "cpu", dtype: str = "float32", threads: int = 1,
+    trust_remote_code: bool = False,
+) -> OpenModel:  # fmt: skip
+    """The model at a path.
+
+    Args:
+        path: a checkpoint folder, an ONNX file or a folder that holds one, or a hub's name.
+        device: where a checkpoint runs.
+        dtype: of what is not quantised.
+        threads: of onnxruntime.
+        trust_remote_code: let a checkpoint bring Python code of its own and run it.
+
+    Raises:
+        BadInput: there is nothing, or it is damaged: with what is missing.
+    """
+    place = Path(path).expanduser()
+    if onnx := onnx_file(place):
+        engine = load_engine("onnxruntime", onnx, EngineSettings(threads=threads))
+        return OpenModel(
+            name=str(path), kind="onnx", module=EngineModel(engine),
+            tokenizer=find_tokenizer(onnx.parent), bytes=weight_bytes(onnx.parent),
+            task="causal_lm" if engine.generates else "classification",
+        )  # fmt: skip
+    config = read_config(place) if place.exists() else {}
+    task = task_of(config)
+    return OpenModel(
+        name=str(path), kind="compressed" if "quantization_config" in config else "dense",
+        module=_load(path, task, device, dtype, trust_remote_code),
+        tokenizer=find_tokenizer(path), bytes=weight_bytes(place) if place.exists() else None,
+        task=task,
+    )  # fmt: skip
+
+
+def onnx_file(place: Path) -> Path | None:
+    """The ONNX file that a path means: itself, or the one in a folder without a checkpoint."""
+    if place.suffix == ".onnx":
+        return place
+    if place.is_dir() and not any(place.glob("*.safetensors")):
+        return next(iter(sorted(place.glob("*.onnx"))), None)
+    return None
+
+
+def read_config(place: Path) -> dict[str, Any]:
+    """`config.json` of a checkpoint folder.
+
+    Raises:
+        BadInput: there is none, or it is damaged.
+    """
+    file = place / "config.json"
+    if not file.is_file():
+        raise BadInput(f"{place} is no checkpoint: it has no config.json (and no .onnx file)")
+    try:
+        read: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise BadInput(f"{file} is damaged: {error}") from error
+    return read
+
+
+def task_of(config: dict[str, Any]) -> str:
+    """`classification` for sequence classifiers, `causal_lm` for all else."""
+    names = config.get("architectures") or [""]
+    return "classification" if names[0].endswith("ForSequenceClassification") else "causal_lm"
+
+
+def find_tokenizer(place: str | Path) -> Any:
+    """The tokenizer beside a model; None where there is none."""
+    if Path(place).is_dir() and not (Path(place) / "tokenizer_config.json").is_file():
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(place))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"no tokenizer at {place}: {str(error).splitlines()[0]}") from error
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of a folder's weight files."""
+    return sum(file.stat().st_size for pattern in WEIGHTS for file in folder.glob(pattern))
+
+
+def _load(path: str | Path, task: str, device: str, dtype: str, trust: bool) -> nn.Module:
+    import transformers
+
+    kind: Any = transformers.AutoModelForCausalLM
+    if task == "classification":
+        kind = transformers.AutoModelForSequenceClassification
+    try:
+        with quiet():
+            model, info = kind.from_pretrained(
+                str(path), dtype=getattr(torch, dtype), output_loading_info=True,
+                trust_remote_code=trust,
+            )  # fmt: skip
+    except Exception as error:  # damaged files raise whatever their readers like
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"{path} does not load: {said}") from error
+    absent = sorted(map(str, info.get("missing_keys", ()))) + sorted(
+        str(wrong) for wrong in info.get("mismatched_keys", ())
+    )
+    if absent:
+        raise BadInput(f"{path} is not whole: {len(absent)} tensors are missing: {absent[:5]}")
+    loaded: nn.Module = model.to(device).eval()
+    with torch.no_grad():
+        # compressed weights unpack when the whole model first runs; measures call its parts
+        loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
+    return loaded

@@ -1,0 +1,225 @@
+"""One evaluation: open the models, measure them on the same rows, print and write the figures."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from compress.errors import BadInput
+from compress.evaluate.classify import (
+    Accuracy,
+    Question,
+    choice_accuracy,
+    classification_accuracy,
+)
+from compress.evaluate.intervals import bootstrap_interval
+from compress.evaluate.models import OpenModel, open_model
+from compress.evaluate.quality import Comparison, Quality, compare, token_loss
+from compress.scripts.lib import build
+from compress.scripts.lib.facts import environment, model_bytes
+from compress.scripts.lib.restore import is_run_folder, restore_student
+from compress.scripts.lib.run_folder import write_json
+from compress.scripts.lib.tables import _console, _say, _table
+
+
+def run(config: DictConfig, *, own_data: bool) -> dict[str, Any]:
+    """Measure all that is asked; what is written holds every figure that was reached."""
+    opened, data = _open(config, own_data=own_data)
+    result: dict[str, Any] = {
+        "schema": 1, "environment": environment(), "data": data.source, "part": config.part,
+        "models": {who: _facts(model) for who, model in opened.items()}, "measures": {},
+    }  # fmt: skip
+    measures = result["measures"]
+    try:
+        if (config.task or opened["model"].task) == "classification":
+            measures["classification"] = _classification(config, opened, data)
+        else:
+            measures["language"] = _language(config, opened, data)
+        if config.questions:
+            measures["questions"] = _questions(config, opened, data)
+        if config.tasks:
+            from compress.scripts.lib.harness import harness_scores
+
+            measures["tasks"] = {
+                who: harness_scores(model, data.tokenizer, list(config.tasks), config)
+                for who, model in opened.items()
+            }
+    finally:
+        if config.out and measures:
+            write_json(Path(config.out), result)
+    _print(result)
+    return result
+
+
+def _open(config: DictConfig, *, own_data: bool) -> tuple[dict[str, OpenModel], Any]:
+    """The models, and the data: a run's own where none is named."""
+    paths = {"model": config.model, "baseline": config.baseline}
+    opened: dict[str, OpenModel] = {}
+    data = None
+    for who, path in paths.items():
+        if path is None:
+            continue
+        if is_run_folder(path):
+            restored = restore_student(path, checkpoint=config.checkpoint)
+            opened[who] = OpenModel(
+                name=path, kind="fake_quantized", module=restored.student.to(config.device),
+                tokenizer=restored.data.tokenizer, bytes=model_bytes(restored.student),
+                task=restored.config.task,
+            )  # fmt: skip
+            data = data or (restored.data if own_data else None)
+        else:
+            opened[who] = open_model(
+                path, device=config.device, dtype=config.dtype, threads=config.threads,
+                trust_remote_code=config.trust_remote_code,
+            )  # fmt: skip
+    tokenizer = next((m.tokenizer for m in opened.values() if m.tokenizer is not None), None)
+    if data is None:
+        data = build.build_data(config, tokenizer)
+    return opened, data
+
+
+def _facts(model: OpenModel) -> dict[str, Any]:
+    return {"path": model.name, "kind": model.kind, "task": model.task, "bytes": model.bytes}
+
+
+def _batches(config: DictConfig, data: Any) -> Any:
+    rows = getattr(data, config.part)
+    if rows is None or not len(rows):
+        raise BadInput(f"part={config.part}: the data has no such part")
+    loader = torch.utils.data.DataLoader(rows, batch_size=config.batch_size)
+    return islice(iter(loader), config.max_batches)
+
+
+def _language(config: DictConfig, opened: dict[str, OpenModel], data: Any) -> dict[str, Any]:
+    model = opened["model"].module
+    if "baseline" not in opened:
+        quality = token_loss(model, _batches(config, data))
+        return {"model": _loss(quality, config)}
+    both = compare(model, opened["baseline"].module, _batches(config, data))
+    return {
+        "model": _loss(both.model, config),
+        "baseline": _loss(both.baseline, config),
+        "against_baseline": _against(both, config),
+    }
+
+
+def _loss(quality: Quality, config: DictConfig) -> dict[str, Any]:
+    return {
+        "loss": _interval(config, quality.sequence_losses, None, quality.sequence_tokens),
+        "perplexity": quality.perplexity, "tokens": quality.tokens, "unit": "nats/token",
+    }  # fmt: skip
+
+
+def _against(both: Comparison, config: DictConfig) -> dict[str, Any]:
+    tokens = both.model.sequence_tokens
+    ours, theirs = both.model.sequence_losses, both.baseline.sequence_losses
+    return {
+        "loss_difference": _interval(config, ours, theirs, tokens, "difference"),
+        "kept": _interval(config, ours, theirs, tokens, "exp_difference"),
+        "token_agreement": _interval(config, both.sequence_agreements, None, tokens),
+        "kl": _interval(config, both.sequence_kls, None, tokens),
+    }
+
+
+def _interval(
+    config: DictConfig, ours: Any, theirs: Any = None, weights: Any = None, statistic: str = "ratio"
+) -> dict[str, float]:
+    if len(ours) < 2:  # one sequence has no spread to draw from
+        mean = sum(ours) / (sum(weights) if weights is not None else len(ours))
+        return {"value": mean}
+    found = bootstrap_interval(
+        ours, theirs, weights=weights, statistic=statistic, level=config.level,
+        resamples=config.resamples, seed=config.seed,
+    )  # fmt: skip
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _classification(config: DictConfig, opened: dict[str, OpenModel], data: Any) -> dict[str, Any]:
+    found = {
+        who: classification_accuracy(model.module, _batches(config, data))
+        for who, model in opened.items()
+    }
+    return _accuracies(found, config)
+
+
+def _questions(config: DictConfig, opened: dict[str, OpenModel], data: Any) -> dict[str, Any]:
+    questions = read_questions(Path(config.questions))
+    found = {
+        who: choice_accuracy(model.module, data.tokenizer, questions)
+        for who, model in opened.items()
+    }
+    return _accuracies(found, config)
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Multiple-choice items of a jsonl file.
+
+    Raises:
+        BadInput: a line is no such item; all such lines are named.
+    """
+    found, wrong = [], []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+            question = Question(
+                prompt=str(item["prompt"]), choices=tuple(map(str, item["choices"])),
+                answer=int(item["answer"]),
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError) as error:
+            wrong.append(f"line {number}: {type(error).__name__} {error}")
+            continue
+        found.append(question)
+    if wrong:
+        raise BadInput(
+            f"questions={path}: {len(wrong)} lines are not "
+            f'{{"prompt", "choices", "answer": number}}: {"; ".join(wrong[:5])}'
+        )
+    return found
+
+
+def _accuracies(found: dict[str, Accuracy], config: DictConfig) -> dict[str, Any]:
+    measured: dict[str, Any] = {
+        who: {"accuracy": _interval(config, a.correct), "macro_f1": a.macro_f1,
+              "examples": a.examples}
+        for who, a in found.items()
+    }  # fmt: skip
+    if "baseline" in found:
+        ours, theirs = found["model"].correct, found["baseline"].correct
+        agree = [float(a == b) for a, b in zip(ours, theirs, strict=True)]
+        measured["against_baseline"] = {
+            "accuracy_difference": _interval(config, ours, theirs, None, "difference"),
+            "equally_right": _interval(config, agree),
+        }
+    return measured
+
+
+def _print(result: dict[str, Any]) -> None:
+    console: Console = _console()
+    table = _table(
+        console, f"Quality on {result['data']}, {result['part']} part", ("measure", "left"),
+        ("of", "left"), ("value", "right"), ("interval", "right"),
+    )  # fmt: skip
+    for measure, groups in result["measures"].items():
+        for who, figures in groups.items():
+            for name, value in figures.items():
+                cells = _cells(value)
+                if cells:
+                    of = "model / baseline" if who == "against_baseline" else who
+                    table.add_row(f"{measure}: {name.replace('_', ' ')}", of, *cells)
+    console.print(table)
+    for who, facts in result["models"].items():
+        size = f", {facts['bytes']:,} bytes" if facts["bytes"] else ""
+        console.print(_say(console, f"{who}: {facts['path']} ({facts['kind']}{size})"))
+
+
+def _cells(value: Any) -> tuple[str, str] | None:
+    if isinstance(value, dict):
+        between = f"[{value['low']:.5g}, {value['high']:.5g}]" if "low" in value else ""
+        return f"{value['value']:.5g}", between
+    return (f"{value:,.6g}", "") if isinstance(value, int | float) else None

@@ -1,0 +1,78 @@
+"""The model of a run as it was trained, transforms attached: from its recipe and its checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import OmegaConf
+
+from compress.errors import BadInput
+from compress.scripts.lib import build, hosts, trainer
+from compress.scripts.lib.checkpoints import load_checkpoint
+from compress.scripts.lib.targets import check_targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A trained student, the data that it learned from, the configuration of its run."""
+
+    student: torch.nn.Module
+    data: Any
+    config: Any
+
+
+def is_run_folder(path: str | Path) -> bool:
+    """Whether `scripts/train.py` wrote this folder."""
+    return (Path(path) / "config.yaml").is_file() and (Path(path) / "checkpoints").is_dir()
+
+
+def restore_student(run_dir: str | Path, *, checkpoint: str = "last") -> Restored:
+    """The student as the checkpoint holds it: masked, fake-quantised, and shrunk where it was.
+
+    The run is resumed by the very code that trains, at the step where it stood, so that nothing
+    is left to be trained.
+
+    Args:
+        run_dir: of a run, finished or not.
+        checkpoint: `last`, or the path of one.
+
+    Raises:
+        BadInput: no run folder, no checkpoint, or one that is damaged.
+    """
+    path = Path(run_dir)
+    if not is_run_folder(path):
+        raise BadInput(f"{path} is no run folder: it has no config.yaml and checkpoints/")
+    config = OmegaConf.load(path / "config.yaml")
+    check_targets(OmegaConf.to_container(config), list(config.allow_modules))
+    saved = path / "checkpoints" / "last.ckpt" if checkpoint == "last" else Path(checkpoint)
+    state = load_checkpoint(saved)
+    data = build.build_data(config, build.build_tokenizer(config))
+    folder = build.teacher_folder(config, data, metrics=path / "metrics.jsonl")
+    model = build.build_teacher_model(config, folder)
+    student = build.build_student(config, model, folder)
+    teacher = hosts.build_teacher(config, folder=folder, model=model, student=student, data=data)
+    callbacks, hold = build.build_callbacks(config), _Hold()
+    at_once = OmegaConf.merge(config.trainer, {"max_steps": int(state["global_step"])})
+    module = trainer.train(
+        student=student, teacher=teacher, data=data, trainer=at_once, training=config.training,
+        callbacks=[*callbacks, hold], loggers=[], seed=config.seed, task=config.task,
+        verbose=False, ckpt_path=saved,
+    )  # fmt: skip
+    for callback in callbacks:
+        # a run that is over calls this no more, but it marks what was frozen
+        callback.on_train_start(hold.trainer, module)
+    for callback in callbacks:
+        module.student = getattr(callback, "finalise", lambda m: m)(module.student)
+    return Restored(student=module.student.eval(), data=data, config=config)
+
+
+class _Hold(L.Callback):
+    """Keeps the trainer in reach."""
+
+    trainer: Any = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remember it."""
+        self.trainer = trainer

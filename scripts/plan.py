@@ -1,0 +1,56 @@
+"""What a model needs and where it fits: `python scripts/plan.py model=FOLDER [gpu=H100,L4]`."""
+
+import sys
+
+HELP = """\
+What a model needs and where it fits, from its configuration alone.
+
+  python scripts/plan.py model=FOLDER [key=value ...]
+  python scripts/plan.py sensitivity model=FOLDER [...]   bits by layer; see `sensitivity --help`
+
+Often used:
+  model=PATH              a checkpoint, a run folder, a config.json, or a name on the hub
+  teacher=PATH            counted beside the student in training
+  gpu=H100,L4             accelerators of the table (default: all)
+  accelerators=FILE       your own figures: JSON of NAME -> {"memory_gb": ...}
+  schemes=[dense,W8A8]    batch=[1,16]  length=4096  kv_bits=8
+  train=false             serving alone
+  train_batch=8  train_length=1024  precision=bf16-mixed  qat=W8A8  checkpointing=true
+  out=plan.json           all figures
+"""
+
+
+def main(words: list[str] | None = None) -> int:
+    """Prints the plan; answers the exit status (0 done, 2 bad input)."""
+    words = sys.argv[1:] if words is None else words
+    if words[:1] == ["sensitivity"]:
+        from compress.scripts.lib.plan_sensitivity import main as sensitivity
+
+        return int(sensitivity(words[1:]))
+    if not words or any(word in ("-h", "--help") for word in words):
+        print(HELP)
+        return 0 if words else 2
+    from compress.errors import BadInput, CompressError
+    from compress.scripts.lib.settings import check_model_path, check_writable, read_settings
+
+    try:
+        settings = read_settings(words, name="plan")
+        problems = [
+            *check_model_path("model", settings["model"]),
+            *check_model_path("teacher", settings["teacher"]),
+            *check_model_path("accelerators", settings["accelerators"], remote=False),
+            *check_writable("out", settings["out"]),
+        ]
+        if problems:
+            raise BadInput("\n".join(problems))
+        from compress.scripts.lib.plan_run import run  # heavy: only once the settings are sound
+
+        run(settings)
+        return 0
+    except CompressError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
