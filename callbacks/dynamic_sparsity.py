@@ -1,5 +1,6 @@
 """Dynamic sparse training in a Lightning run; the mathematics lives in `compress.sparsify`."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,6 +8,10 @@ from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from compress.callbacks.base import CompressionCallback
+from compress.callbacks.run_length import run_length
+from compress.callbacks.structured_pruning import StructuredPruning
+from compress.errors import BadInput
+from compress.schedule import Moment
 from compress.sparsify.dynamics import SparseLayers
 from compress.sparsify.settings import SparsitySettings
 from compress.targets import choose_layers
@@ -14,6 +19,8 @@ from compress.targets import choose_layers
 
 class DynamicSparsity(CompressionCallback):
     """Prunes and regrows weights every `every` optimizer steps until `stop`.
+
+    `start`, `stop` and `every` count optimizer steps, or are fractions (0.75) of the run.
 
     Args:
         density, pattern, budget, growth, schedule, start, stop, every, share, backward_density,
@@ -31,9 +38,9 @@ class DynamicSparsity(CompressionCallback):
         budget: str = "uniform",
         growth: str = "magnitude",
         schedule: str = "constant",
-        start: int = 0,
-        stop: int = 1000,
-        every: int = 100,
+        start: Moment = 0,
+        stop: Moment = 0.75,
+        every: Moment = 0.05,
         share: float = 0.3,
         backward_density: float = 1.0,
         decay: float = 0.0,
@@ -55,6 +62,12 @@ class DynamicSparsity(CompressionCallback):
         self._gradients: dict[str, Tensor] = {}
         self._optimizers: list[torch.optim.Optimizer] = []
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Fractions become optimizer steps; then the masks are attached."""
+        if self.sparse is None:
+            self.settings = self.settings.over(run_length(trainer))
+        super().setup(trainer, pl_module, stage)
+
     def attach(self, student: nn.Module) -> None:
         """Puts a mask into the chain of every chosen layer."""
         layers = choose_layers(student, include=self.include, exclude=self.exclude)
@@ -71,9 +84,16 @@ class DynamicSparsity(CompressionCallback):
         if record:
             self.history.append(record)
 
+    def compress_at_once(self, student: nn.Module, dataset: Any) -> None:
+        """The final masks, from the weights as they are."""
+        assert self.sparse is not None, "attach comes first"
+        self.sparse.settings = replace(self.settings, start=0, stop=1, every=1)
+        self.sparse.advance(1)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run goes on with the backward that the next step needs."""
         super().on_train_start(trainer, pl_module)
+        refuse_later_pruning(self.settings.stop, trainer.callbacks)
         self._optimizers = trainer.optimizers
         if self.sparse is not None:
             self.sparse.prepare(trainer.global_step)
@@ -98,14 +118,38 @@ class DynamicSparsity(CompressionCallback):
             for layer, values in record["layers"].items():
                 pl_module.log(f"{prefix}/density/{layer}", values["density"])
 
-    def state(self) -> dict[str, Any]:
-        """What the report shows: one record an update, over all and by layer."""
-        return {"kind": "sparsity", "pattern": self.settings.pattern, "history": self.history}
+    def report(self) -> dict[str, Any]:
+        """What report.json shows: one record an update, over all and by layer."""
+        asked = {
+            "pattern": self.settings.pattern,
+            "growth": self.settings.growth,
+            "budget": self.settings.budget,
+            "target_density": self.settings.final_density,
+        }
+        last = dict(self.history[-1]) if self.history else {}
+        last.pop("layers", None)
+        return {f"sparsity{self.name}": {**asked, **last, "history": self.history}}
 
     def state_dict(self) -> dict[str, Any]:
         """The history; masks travel with the model, schedules are functions of the step."""
-        return {"history": self.history}
+        return {**super().state_dict(), "history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the history."""
+        super().load_state_dict(state_dict)
         self.history = list(state_dict["history"])
+
+
+def refuse_later_pruning(stop: Moment, callbacks: list[Any]) -> None:
+    """Refuse structured pruning that goes on after the last update of these masks.
+
+    Raises:
+        BadInput: the density of what is left would no longer be the one asked for.
+    """
+    for other in callbacks:
+        if isinstance(other, StructuredPruning) and other.schedule.stop > stop:
+            raise BadInput(
+                f"structured pruning goes on until step {other.schedule.stop}, but the sparsity "
+                f"masks stand from step {stop} on: what is left would miss its density. "
+                "Let pruning stop first"
+            )

@@ -44,6 +44,9 @@ class WeightTransform(nn.Module):
     learning_rate_scale: float = 1.0
     """Its own parameters learn at this multiple of the run's learning rate, without decay."""
 
+    runs: tuple[int, int] = (1, 1)
+    """Rows and columns that belong together: whoever cuts the weight keeps or drops whole runs."""
+
     def forward(self, weight: Tensor) -> Tensor:
         """The used weight."""
         raise NotImplementedError

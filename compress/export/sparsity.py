@@ -16,7 +16,7 @@ def sparsity_manifest(plan: ExportPlan) -> dict[str, Any] | None:
     """Pattern and density of every masked layer; None where there is no mask."""
     if not plan.sparse:
         return None
-    layers = {
+    layers: dict[str, dict[str, Any]] = {
         layer.name: {
             "pattern": layer.pattern,
             "density": layer.density,
@@ -26,7 +26,7 @@ def sparsity_manifest(plan: ExportPlan) -> dict[str, Any] | None:
         for layer in plan.sparse
     }
     total = sum(_count(layer.shape) for layer in plan.sparse)
-    zeros = sum(int(entry["zeros"]) for entry in layers.values())  # type: ignore[call-overload]
+    zeros = sum(entry["zeros"] for entry in layers.values())
     return {
         "schema": SCHEMA,
         "storage": "dense tensors with zeros",

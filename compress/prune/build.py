@@ -1,8 +1,11 @@
 """Prune before training: importance, plan, smaller model, in one call (the order of Minitron)."""
 
 from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from compress.contract import Batch
 from compress.prune.importance import measure
@@ -57,3 +60,20 @@ def prune_and_shrink(
     sizes.check(structure)
     scores = measure(model, structure, batches, criterion=importance)
     return shrink(model, make_plan(structure, scores, sizes))
+
+
+def calibration_batches(
+    rows: Any, *, samples: int, seed: int = 0, batch_size: int = 8
+) -> list[Batch]:
+    """Some rows of a data set as batches, the same ones for the same seed.
+
+    Args:
+        rows: a data set by index, each row a dict of tensors.
+        samples: how many are drawn; more than there are takes all.
+        seed: of the draw.
+        batch_size: rows to a batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(rows), generator=generator)[:samples].tolist()
+    parts = [drawn[i : i + batch_size] for i in range(0, len(drawn), batch_size)]
+    return [default_collate([rows[i] for i in part]) for part in parts]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from compress.prune.plan import Indices, PrunePlan
 from compress.prune.structure import LayerNames, Structure
@@ -53,7 +53,7 @@ def _residual_cuts(
     cuts = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if weight is None or name in taken or weight.shape[-1] != structure.hidden:
+        if not isinstance(weight, Tensor) or name in taken or weight.shape[-1] != structure.hidden:
             continue
         if isinstance(module, nn.Embedding | nn.Linear):
             cuts[name] = Cut(columns=hidden)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.contract import Batch
-from compress.errors import BadInput
+from compress.errors import BadInput, did_you_mean
 from compress.prune.structure import Structure
-from compress.transforms import trained_weight
+from compress.transforms import Stage, trained_weight, weight_before
 
 CRITERIA = ("l1", "activation", "taylor")
 
@@ -47,8 +47,13 @@ class Importance:
 
 @torch.no_grad()
 def l1_importance(model: nn.Module, structure: Structure) -> Importance:
-    """L1 norm of all weights of a channel or head (Li 2017, arXiv 1608.08710); no data needed."""
-    return _by_weights(model, structure, lambda weight: weight.abs().float())
+    """L1 norm of all weights of a channel or head (Li 2017, arXiv 1608.08710); no data needed.
+
+    Weights count as masked: what is pruned already scores zero and stays pruned.
+    """
+    return _by_weights(
+        model, structure, lambda layer: weight_before(layer, Stage.QUANTIZE).abs().float()
+    )
 
 
 @torch.no_grad()
@@ -61,7 +66,8 @@ def taylor_importance(model: nn.Module, structure: Structure) -> Importance:
         BadInput: a weight has no gradient.
     """
 
-    def products(weight: Tensor) -> Tensor:
+    def products(layer: nn.Module) -> Tensor:
+        weight = trained_weight(layer)
         if weight.grad is None:
             raise BadInput("importance=taylor reads gradients, but backward has not run")
         return weight.grad.float() * weight.float()
@@ -101,7 +107,8 @@ class ActivationWatch:
         self._add(self.sums.ffn, index, values.abs().flatten(0, -2).float().mean(0))
 
     def _see_heads(self, index: int, values: Tensor) -> None:
-        heads = values.flatten(0, -2).float().unflatten(-1, (self.structure.heads, -1))
+        rows = values.flatten(0, -2).float()
+        heads = rows.view(len(rows), self.structure.heads, -1)
         self._add(self.sums.heads, index, heads.norm(dim=-1).mean(0))
 
     def _see_input(self, index: int, values: Tensor) -> None:
@@ -154,12 +161,17 @@ def measure(
     Raises:
         BadInput: the criterion is unknown, or there are no batches.
     """
-    if criterion not in CRITERIA:
-        raise BadInput(f"importance={criterion!r} is unknown; use one of {CRITERIA}")
+    check_criterion(criterion)
+    device = next(model.parameters()).device
     training, total = model.training, Importance.zeros(structure)
     model.eval()
-    with watched(model, structure) as watch, torch.set_grad_enabled(criterion == "taylor"):
-        for batch in batches:
+    with (
+        watched(model, structure) as watch,
+        torch.set_grad_enabled(criterion == "taylor"),
+        torch.compiler.set_stance("force_eager"),  # hooks set after compiling would not fire
+    ):
+        for rows in batches:
+            batch = {key: value.to(device) for key, value in rows.items()}
             if criterion == "taylor":
                 model.zero_grad()
                 (loss or _own_loss)(model, batch).backward()  # type: ignore[no-untyped-call]
@@ -177,6 +189,20 @@ def measure(
         total = watch.sums
     total.layers = watch.sums.layers
     return total
+
+
+def check_criterion(criterion: str) -> str:
+    """The word itself.
+
+    Raises:
+        BadInput: it is none of `CRITERIA`.
+    """
+    if criterion not in CRITERIA:
+        hint = did_you_mean(criterion, CRITERIA)
+        raise BadInput(
+            f"importance={criterion!r} is unknown.{hint} Use one of {', '.join(CRITERIA)}"
+        )
+    return criterion
 
 
 def _own_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -200,16 +226,16 @@ def _bind(hook: Callable[[int, Tensor], None], index: int) -> Callable[..., None
 def _by_weights(
     model: nn.Module,
     structure: Structure,
-    score: Callable[[Tensor], Tensor],
+    score: Callable[[nn.Module], Tensor],
     *,
     signed: bool = False,
 ) -> Importance:
-    """Sums `score(weight)` over each channel's and head's entries; |sum| of signed products."""
+    """Sums `score(layer)` over each channel's and head's entries; |sum| of signed products."""
     modules, result = dict(model.named_modules()), Importance.zeros(structure)
     finish = torch.abs if signed else (lambda value: value)
 
     def scores(name: str) -> Tensor:
-        return score(trained_weight(modules[name])).cpu()
+        return score(modules[name]).cpu()
 
     for index, layer in enumerate(structure.layers):
         ffn_out = scores(layer.ffn_out)

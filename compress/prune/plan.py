@@ -121,10 +121,9 @@ def dense_plan(structure: Structure) -> PrunePlan:
 def make_plan(structure: Structure, importance: Importance, sizes: PruneSizes) -> PrunePlan:
     """The most important of each width; ties by index, so that equal scores give equal plans.
 
-    Raises:
-        UnsupportedScheme: the model cannot give what is asked.
+    Whether the model can give what is asked is `PruneSizes.check`'s to say: on the way to their
+    final number, heads may stand at numbers that no configuration could hold.
     """
-    sizes.check(structure)
     ffn = sizes.kept_channels(structure.ffn, sizes.ffn_density)
     hidden = sizes.kept_channels(structure.hidden, sizes.hidden_density)
     groups = _at_least_one(structure.kv_heads, sizes.kv_density)
@@ -151,6 +150,18 @@ def make_plan(structure: Structure, importance: Importance, sizes: PruneSizes) -
     )
     plan.check()
     return plan
+
+
+def widths_of(plan: PrunePlan) -> dict[str, int]:
+    """How many of each stay (in the first layer that stays; a plan's layers are alike)."""
+    first = plan.layers[0]
+    return {
+        "layers": len(plan.layers),
+        "ffn": len(plan.ffn[first]),
+        "heads": len(plan.heads[first]),
+        "kv_heads": len(plan.kv_heads[first]),
+        "hidden": len(plan.hidden),
+    }
 
 
 def largest(scores: Tensor, kept: int, *, block: int = 1) -> Indices:

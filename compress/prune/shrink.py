@@ -5,6 +5,7 @@ Legend: O outputs, I inputs of a weight, H hidden width before, S after.
 
 import copy
 import math
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from compress.errors import UnsupportedScheme
 from compress.prune.channel_masks import ChannelMask
 from compress.prune.cuts import Cut, cuts_of
-from compress.prune.plan import Indices, PrunePlan
+from compress.prune.importance import Importance
+from compress.prune.plan import Indices, PrunePlan, PruneSizes, make_plan
 from compress.prune.structure import Structure, structure_of
 from compress.transforms import (
     INPUT_QUANTIZER,
@@ -34,7 +36,7 @@ def shrink(model: nn.Module, plan: PrunePlan) -> nn.Module:
 
     Its config.json agrees with its shapes. Weights are taken as masked and before quantisers; then
     masks and quantisers are carried over, their tensors cut alike. RMSNorm divides by the mean over
-    fewer channels: its weight is scaled by sqrt(S / H) and its epsilon by H / S, which is exact.
+    fewer channels: its weight is scaled by sqrt(H / S) and its epsilon by H / S, which is exact.
 
     Raises:
         UnsupportedScheme: widths differ between layers, or a cut splits a quantiser's group.
@@ -59,6 +61,21 @@ def shrink(model: nn.Module, plan: PrunePlan) -> nn.Module:
         if input_quantizer is not None:
             attach_input_quantizer(modules[new], input_quantizer)
     return small.train(model.training)
+
+
+@torch.no_grad()
+def check_cuts(model: nn.Module, structure: Structure, sizes: PruneSizes) -> None:
+    """Prove before training that every transform can follow a cut to `sizes`, whatever stays.
+
+    Raises:
+        UnsupportedScheme: groups of quantisers or sparsity patterns would be split; lists them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    scores = Importance.zeros(structure)
+    for part in fields(scores):
+        values = getattr(scores, part.name)
+        values.copy_(torch.rand(values.shape, generator=generator))
+    _carried(model, cuts_of(model, structure, make_plan(structure, scores, sizes)))
 
 
 def shrunk_config(config: Any, structure: Structure, plan: PrunePlan) -> Any:
@@ -126,7 +143,7 @@ def _cut_tensor(
     if cut.columns is not None and value.dim() == 2:
         value = value[:, list(cut.columns)]
     if cut.norm:
-        value = value * math.sqrt(len(plan.hidden) / structure.hidden)
+        value = value * math.sqrt(structure.hidden / len(plan.hidden))
     return value
 
 
@@ -150,8 +167,9 @@ def _carried(model: nn.Module, cuts: dict[str, Cut]) -> Carried:
         carried[name] = (chain, copy.deepcopy(getattr(layer, INPUT_QUANTIZER, None)))
     if problems:
         raise UnsupportedScheme(
-            f"pruning splits groups of {len(problems)} quantisers:\n" + "\n".join(problems) + "\n"
-            "Set the pruning callback's block= to a multiple of the quantiser's group_size"
+            f"pruning splits groups of {len(problems)} layers:\n" + "\n".join(problems) + "\n"
+            "Set the pruning callback's block= to a multiple of the quantiser's group_size and of "
+            "the sparsity pattern's group"
         )
     return carried
 
@@ -163,6 +181,9 @@ def cut_transform(transform: WeightTransform, cut: Cut, shape: tuple[int, ...]) 
         UnsupportedScheme: the cut leaves parts of groups.
     """
     copied = copy.deepcopy(transform)
+    for kept, run in zip((cut.rows, cut.columns), copied.runs, strict=True):
+        if kept is not None:
+            _whole_runs(kept, run, what="pattern")
     for store in (copied._parameters, copied._buffers):
         for name, tensor in list(store.items()):
             if tensor is None or tensor.dim() != 2:
@@ -181,11 +202,13 @@ def _cut_dim(value: Tensor, dim: int, kept: Indices, size: int) -> Tensor:
     numbers = value.shape[dim]
     if numbers == 1:
         return value
-    group = size // numbers
-    groups = tuple(index // group for index in kept[::group])
-    whole = tuple(g * group + offset for g in groups for offset in range(group))
-    if whole != kept:
-        raise UnsupportedScheme(
-            f"group_size={group}, but the kept channels do not come in {group}s"
-        )
+    groups = _whole_runs(kept, size // numbers, what="group_size")
     return value.index_select(dim, torch.tensor(groups, device=value.device))
+
+
+def _whole_runs(kept: Indices, run: int, *, what: str) -> Indices:
+    """The numbers of the runs of `run` neighbours that `kept` is made of."""
+    runs = tuple(index // run for index in kept[::run])
+    if tuple(r * run + offset for r in runs for offset in range(run)) != kept:
+        raise UnsupportedScheme(f"{what}={run}, but the kept channels do not come in {run}s")
+    return runs

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from compress.errors import UnsupportedModel
-from compress.models import backbone_of, config_of
+from compress.models import config_of
 
 HIDDEN_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """RMSNorm multiplies by its weight alone, twice a layer: the hidden width may be cut exactly."""
@@ -60,7 +60,8 @@ def structure_of(model: nn.Module) -> Structure:
         `structure_of(LlamaForCausalLM(config)).kv_heads`
     """
     prefix = getattr(model, "base_model_prefix", "")
-    modules = set(dict(backbone_of(model).named_modules()))
+    backbone = getattr(model, prefix, model) if prefix else model
+    modules = set(dict(backbone.named_modules()))
     if "layers.0.mlp.down_proj" in modules and "layers.0.self_attn.q_proj" in modules:
         return _decoder(model, prefix, modules)
     if "encoder.layer.0.intermediate.dense" in modules:

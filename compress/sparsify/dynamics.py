@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from compress.sparsify.budgets import erk_densities, uniform_densities
 from compress.sparsify.growth import random_scores, regrow
+from compress.sparsify.live import Live
 from compress.sparsify.masks import Masks
-from compress.sparsify.metrics import churn, dead_neurons, density_of, explored_share
+from compress.sparsify.metrics import churn, layer_record, overall_record
 from compress.sparsify.moments import reset_moments, state_of
 from compress.sparsify.settings import SparsitySettings
 from compress.sparsify.transform import MaskWeight
@@ -63,7 +64,12 @@ class SparseLayers:
 
         Returns:
             The record of this update for the history; None where nothing was due.
+
+        Raises:
+            BadInput: the settings hold fractions of a run, and `step` is not its beginning.
         """
+        if step:
+            self.settings.require_steps()
         due = self.settings.updates_at(step)
         record = self._update(step, gradients or {}, optimizers) if due else None
         self.prepare(step)
@@ -107,17 +113,26 @@ class SparseLayers:
             mask.explored.logical_or_(used[name])
             if settings.zeroes_unused_at(step):
                 weight.mul_(learning[name])
-        return self._record(step, churns)
+        seen = {
+            name: layer_record(
+                Live(self.layers[name]).cut(mask.forward_mask),
+                explored=Live(self.layers[name]).cut(mask.explored),
+                churned=churns[name],
+            )
+            for name, mask in self.masks.items()
+        }
+        return overall_record(step, seen)
 
     def _next_masks(self, step: int, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         density = self.settings.density_at(step)
         if self.settings.budget == "global":
             return self._choose(list(self.layers), density, step, gradients)
         share_out = erk_densities if self.settings.budget == "erk" else uniform_densities
-        budget = share_out(self.shapes, density=density)
+        live = {name: self._live_weight(name) for name in self.layers}
+        budget = share_out({n: w.shape for n, w in live.items() if w.numel()}, density=density)
         chosen: dict[str, Tensor] = {}
         for name in self.layers:
-            chosen |= self._choose([name], budget[name], step, gradients)
+            chosen |= self._choose([name], budget.get(name, 0.0), step, gradients)
         return chosen
 
     def _choose(
@@ -125,19 +140,29 @@ class SparseLayers:
     ) -> dict[str, Tensor]:
         """Masks of layers that share one budget."""
         pattern, settings = self.pattern, self.settings
-        cells = [pattern.cells(trained_weight(self.layers[n])) for n in names]
+        live = [Live(self.layers[n]) for n in names]
+        cells = [pattern.cells(self._live_weight(n)) for n in names]
         if settings.growth in ("magnitude", "phases") or density == 1.0:
             masks = pattern.choose(cells, density=density)
         else:
             masks = regrow(
                 pattern,
                 magnitudes=cells,
-                alive=[pattern.alive(self.masks[n].forward_mask) for n in names],
+                alive=[
+                    pattern.alive(part.cut(self.masks[n].forward_mask))
+                    for n, part in zip(names, live, strict=True)
+                ],
                 growth_scores=self._growth_scores(names, cells, step, gradients),
                 density=density,
                 share=settings.share_at(step),
             )
-        return {name: pattern.expand(mask) for name, mask in zip(names, masks, strict=True)}
+        return {
+            name: part.embed(pattern.expand(mask), like=self.masks[name].forward_mask)
+            for name, part, mask in zip(names, live, masks, strict=True)
+        }
+
+    def _live_weight(self, name: str) -> Tensor:
+        return Live(self.layers[name]).cut(trained_weight(self.layers[name]))
 
     def _growth_scores(
         self, names: list[str], cells: Masks, step: int, gradients: Mapping[str, Tensor]
@@ -145,7 +170,9 @@ class SparseLayers:
         if self.settings.share_at(step) == 0.0:
             return None
         if self.settings.growth == "gradient":
-            return [self.pattern.cells(gradients[name]) for name in names]
+            return [
+                self.pattern.cells(Live(self.layers[name]).cut(gradients[name])) for name in names
+            ]
         if self.settings.growth == "random":
             seed = self.settings.seed
             return [
@@ -162,10 +189,12 @@ class SparseLayers:
             return {name: torch.ones_like(mask) for name, mask in used.items()}
         chosen = {}
         for name, layer in self.layers.items():
-            wider = self.pattern.choose(
-                [self.pattern.cells(trained_weight(layer))], density=density
+            (wider,) = self.pattern.choose(
+                [self.pattern.cells(self._live_weight(name))], density=density
             )
-            chosen[name] = self.pattern.expand(wider[0]) | used[name]
+            chosen[name] = used[name] | Live(layer).embed(
+                self.pattern.expand(wider), like=used[name]
+            )
         return chosen
 
     def _learned_until(self, step: int, mask: MaskWeight) -> Tensor:
@@ -175,22 +204,3 @@ class SparseLayers:
         if self.settings.growth == "magnitude" and self.settings.start < step:
             return torch.ones_like(mask.forward_mask)
         return mask.forward_mask
-
-    def _record(self, step: int, churns: Mapping[str, float]) -> dict[str, Any]:
-        layers = {
-            name: {
-                "density": density_of(mask.forward_mask),
-                "churn": churns[name],
-                "explored": explored_share(mask.explored),
-                "dead_neurons": dead_neurons(mask.forward_mask),
-            }
-            for name, mask in self.masks.items()
-        }
-        sizes = {name: mask.forward_mask.numel() for name, mask in self.masks.items()}
-        total = sum(sizes.values())
-        overall = {
-            key: sum(layers[n][key] * sizes[n] for n in layers) / total
-            for key in ("density", "churn", "explored")
-        }
-        dead = sum(int(layer["dead_neurons"]) for layer in layers.values())
-        return {"step": step, **overall, "dead_neurons": dead, "layers": layers}

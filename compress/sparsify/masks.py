@@ -73,7 +73,8 @@ class Pattern:
         """One score a cell: its magnitude, or the L1 norm of a block."""
         if self.rows * self.columns == 1:
             return scores.abs()
-        blocks = scores.abs().float().unflatten(1, (-1, self.columns)).unflatten(0, (-1, self.rows))
+        down, across = scores.shape[0] // self.rows, scores.shape[1] // self.columns
+        blocks = scores.abs().float().reshape(down, self.rows, across, self.columns)
         return blocks.sum(dim=(1, 3))
 
     def alive(self, mask: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ class Pattern:
         masks = []
         for index, scores in enumerate(cells):
             barred = scores if among is None else scores.masked_fill(~among[index], -1.0)
-            grouped = barred.unflatten(1, (-1, self.group))
+            grouped = barred.reshape(len(barred), -1, self.group)
             # a stable sort breaks ties by index
             order = grouped.sort(dim=-1, descending=True, stable=True).indices
             chosen = torch.zeros_like(grouped, dtype=torch.bool)

@@ -1,9 +1,9 @@
 """What a dynamic mask does at which optimizer step: pure functions of the step, nothing to save."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compress.errors import BadInput, UnsupportedScheme
-from compress.schedule import cosine, cubic
+from compress.schedule import Moment, cosine, cubic, steps_of
 from compress.sparsify.masks import Pattern
 
 GROWTHS = ("none", "random", "gradient", "magnitude", "phases")
@@ -28,7 +28,8 @@ class SparsitySettings:
         schedule: `constant`, or `cubic` from dense at `start` to `density` at `stop`.
         start: first optimizer step with a mask; 0 masks before the first step.
         stop: the last update; from here on the mask stands.
-        every: optimizer steps between updates.
+        every: optimizer steps between updates. These three may be fractions (0.75) of a run, until
+            `over` puts steps in their place.
         share: share of kept entries that is exchanged at `start`, decaying as a cosine to none
             at `stop`; only with growth `random` and `gradient`. 0.0 exchanges none.
         backward_density: share of weights that learn, with growth `magnitude`; 1.0 is all.
@@ -44,9 +45,9 @@ class SparsitySettings:
     budget: str = "uniform"
     growth: str = "magnitude"
     schedule: str = "constant"
-    start: int = 0
-    stop: int = 1000
-    every: int = 100
+    start: Moment = 0
+    stop: Moment = 0.75
+    every: Moment = 0.05
     share: float = 0.3
     backward_density: float = 1.0
     decay: float = 0.0
@@ -57,10 +58,12 @@ class SparsitySettings:
         for name, known in (("growth", GROWTHS), ("budget", BUDGETS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
                 raise BadInput(f"{name}={getattr(self, name)!r} is unknown; use one of {known}")
-        if not (0 <= self.start < self.stop and self.every > 0):
+        moments = (self.start, self.stop, self.every)
+        comparable = isinstance(self.start, int) == isinstance(self.stop, int) or self.start == 0
+        if min(moments) < 0 or not self.every or (comparable and self.start >= self.stop):
             raise BadInput(
                 f"start={self.start}, stop={self.stop}, every={self.every}: "
-                "they must be 0 <= start < stop and every >= 1"
+                "they must be 0 <= start < stop and every > 0"
             )
         self._check_density()
         if not 0.0 <= self.share <= 1.0 or self.decay < 0.0:
@@ -88,6 +91,37 @@ class SparsitySettings:
             raise BadInput(
                 f"backward_density={self.backward_density} must lie between "
                 f"density={self.final_density} and 1.0"
+            )
+
+    def over(self, total: int) -> "SparsitySettings":
+        """These settings with fractions as optimizer steps of a run of `total` steps.
+
+        Raises:
+            BadInput: `stop` comes after the run's end, where the schedule would be cut off.
+        """
+        if isinstance(self.stop, int) and self.stop > total:
+            raise BadInput(
+                f"stop={self.stop}, but the run ends after {total} optimizer steps, before the "
+                "masks are final; use a fraction of the run (stop=0.75), or train longer"
+            )
+        return replace(
+            self,
+            start=steps_of(self.start, total=total),
+            stop=max(steps_of(self.stop, total=total), 1),
+            every=max(steps_of(self.every, total=total), 1),
+        )
+
+    def require_steps(self) -> None:
+        """Refuse fractions where steps are needed.
+
+        Raises:
+            BadInput: naming them.
+        """
+        fractions = [n for n in ("start", "stop", "every") if type(getattr(self, n)) is float]
+        if fractions:
+            raise BadInput(
+                f"{', '.join(fractions)} are fractions of a run whose length is not known here: "
+                "call settings.over(total_steps) first, or give whole numbers of steps"
             )
 
     @property

@@ -41,6 +41,7 @@ class MaskWeight(WeightTransform):
         """All ones: the weight is used as it is."""
         super().__init__()
         self.pattern, self.decay, self.dense_backward = Pattern.parse(pattern), decay, False
+        self.runs = (self.pattern.rows, max(self.pattern.columns, self.pattern.group))
         ones = torch.ones_like(weight, dtype=torch.bool)
         self.register_buffer("forward_mask", ones)
         self.register_buffer("backward_mask", ones.clone() if superset else None)

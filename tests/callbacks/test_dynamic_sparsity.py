@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from compress.callbacks import DynamicSparsity
-from compress.errors import UnsupportedScheme
+from compress.data.loader import ResumableLoader
+from compress.errors import BadInput, UnsupportedScheme
 from compress.module import CompressionModule
 from compress.sparsify.transform import MaskWeight
 from compress.transforms import trained_weight, transformed_layers
@@ -24,19 +25,28 @@ WAYS = {
 EXACT = [way for way in WAYS if way not in ("rigl", "gradual")]
 
 
-def fit(way="rigl", *, steps=6, accumulate=1, ckpt=None, folder=None, also=(), **changes):
+class StopAt(L.Callback):
+    """Ends a run early, as an interruption would: schedules still see its whole length."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args):
+        trainer.should_stop = trainer.should_stop or trainer.global_step == self.step
+
+
+def fit(way="rigl", *, until=6, accumulate=1, ckpt=None, also=(), precision="32-true", **changes):
     L.seed_everything(0, verbose=False)
     settings = {"density": 0.5, "every": 2, "stop": 5, **WAYS[way], **changes}
     sparsity = DynamicSparsity(**settings)
     module = CompressionModule(student=tiny_llama(layers=1), warmup_steps=1)
     trainer = L.Trainer(
-        max_steps=steps, accumulate_grad_batches=accumulate, gradient_clip_val=0.5,
-        callbacks=[sparsity, *also], accelerator="cpu", logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=folder,
+        max_steps=6, accumulate_grad_batches=accumulate, gradient_clip_val=0.5,
+        callbacks=[sparsity, *also, StopAt(until)], accelerator="cpu", logger=False,
+        precision=precision, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
     )  # fmt: skip
-    data = torch.utils.data.DataLoader(TinyData(rows=48), batch_size=4)
-    trainer.fit(module, data, ckpt_path=ckpt)
+    trainer.fit(module, ResumableLoader(TinyData(rows=80), batch_size=4), ckpt_path=ckpt)
     return module, sparsity, trainer
 
 
@@ -107,24 +117,55 @@ def test_static_masks_do_not_move():
 
 
 def test_accumulation_counts_optimizer_steps():
-    _, sparsity, _ = fit("set", steps=5, accumulate=2)
+    _, sparsity, _ = fit("set", accumulate=3)
     assert [record["step"] for record in sparsity.history] == [0, 2, 4, 5]
 
 
-@pytest.mark.parametrize("way", ["set", "rigl", "sr-ste", "top-kast", "ac-dc"])
 @pytest.mark.parametrize("cut", [2, 3])
+@pytest.mark.parametrize("way", ["set", "rigl", "sr-ste", "top-kast", "ac-dc"])
 def test_resume_is_bit_exact(way, cut, tmp_path):
-    whole, sparsity, _ = fit(way)
-    _, _, trainer = fit(way, steps=cut)
-    trainer.save_checkpoint(tmp_path / "cut.ckpt")
-    resumed, again, _ = fit(way, ckpt=tmp_path / "cut.ckpt")
+    check_resume(tmp_path, way=way, cut=cut)
+
+
+def test_resume_is_bit_exact_with_accumulation_and_mixed_precision(tmp_path):
+    check_resume(tmp_path, way="rigl", cut=3, accumulate=3, precision="bf16-mixed")
+
+
+def check_resume(folder, *, way, cut, **settings):
+    whole, sparsity, _ = fit(way, **settings)
+    _, _, trainer = fit(way, until=cut, **settings)
+    trainer.save_checkpoint(folder / "cut.ckpt")
+    resumed, again, _ = fit(way, ckpt=folder / "cut.ckpt", **settings)
     expected, state = whole.state_dict(), resumed.state_dict()
-    assert all(state[key].equal(expected[key]) for key in expected)
+    assert [key for key in expected if not state[key].equal(expected[key])] == []
     assert again.history == sparsity.history
 
 
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [({"stop": 5}, [0, 2, 4, 5]), ({"stop": 0.5, "every": 0.2}, [0, 1, 2, 3])],
+)
+def test_schedules_count_steps_or_fractions_of_the_run(settings, steps):
+    _, sparsity, _ = fit("set", **settings)
+    assert [record["step"] for record in sparsity.history] == steps
+
+
+def test_a_schedule_longer_than_the_run_is_refused_before_it_starts():
+    with pytest.raises(BadInput, match="stop=9, but the run ends after 6"):
+        fit("gradual", stop=9)
+
+
+def test_the_report_tells_what_was_asked_and_reached():
+    _, sparsity, _ = fit("rigl", density=0.25)
+    (facts,) = sparsity.report().values()
+    assert facts["target_density"] == 0.25
+    assert facts["density"] == pytest.approx(0.25, abs=1e-3)
+    assert {"churn", "explored", "dead_neurons"} <= facts["history"][-1].keys()
+    assert len(facts["history"][-1]["layers"]) == 7
+
+
 def test_checkpoints_hold_one_bit_a_weight(tmp_path):
-    module, _, trainer = fit("set", steps=1)
+    module, _, trainer = fit("set", until=1)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     state = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
     packed = {k: v for k, v in state.items() if k.endswith("forward_mask")}
@@ -136,7 +177,7 @@ def test_checkpoints_hold_one_bit_a_weight(tmp_path):
 
 
 def test_the_head_stays_dense_and_names_choose_layers():
-    module, _, _ = fit("set", steps=1, include="*mlp*", exclude="*down_proj")
+    module, _, _ = fit("set", until=1, include="*mlp*", exclude="*down_proj")
     assert [n.rpartition(".")[2] for n in masks_of(module)] == ["gate_proj", "up_proj"]
     assert all(isinstance(m, MaskWeight) for m in masks_of(module).values())
 
