@@ -40,6 +40,8 @@ def wandb_is_online() -> bool:
 
 
 def _wandb(config: DictConfig, path: Path) -> Logger:
+    import wandb
+
     os.environ.setdefault("WANDB_SILENT", "true")
     logger = WandbLogger(
         project=config.logger.project,
@@ -47,6 +49,7 @@ def _wandb(config: DictConfig, path: Path) -> Logger:
         offline=not wandb_is_online(),
         group=config.logger.group,
         tags=list(config.logger.tags),
+        settings=wandb.Settings(silent=True),
     )
     logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     return logger

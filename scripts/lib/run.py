@@ -1,6 +1,5 @@
 """One run from configuration to report: data, teacher, student, training, export, comparison."""
 
-import logging
 import time
 import traceback
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from compress.scripts.lib import build, hosts, launch, loggers, trainer
 from compress.scripts.lib.checkpoints import StoppedBySignal
 from compress.scripts.lib.facts import environment, layer_facts, model_bytes, reproduce
 from compress.scripts.lib.html_report import write_html
+from compress.scripts.lib.progress import announced, quiet_libraries
 from compress.scripts.lib.run_folder import (
     RunFolder,
     choose_folder,
@@ -41,8 +41,7 @@ def run(config: DictConfig, words: list[str], *, recipe: str) -> dict[str, Any]:
     Raises:
         CompressError: anything the user can put right; report.json then says `failed` and why.
     """
-    for chatty in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    quiet_libraries()
     path, resuming = choose_folder(config, recipe)
     folder = RunFolder(path, resuming=resuming) if rank_zero_only.rank == 0 else None
     state = Run(config, words, recipe=recipe, path=path, resuming=resuming)
@@ -265,9 +264,10 @@ class Run:
 
     @contextmanager
     def timed(self, phase: str) -> Any:
-        """Adds the wall seconds of a phase to the report."""
+        """Says that a phase begins; adds its wall seconds to the report."""
         start = time.perf_counter()
-        yield
+        with announced(phase, verbose=self.config.verbose and rank_zero_only.rank == 0):
+            yield
         self.seconds[phase] = round(time.perf_counter() - start, 3)
 
 

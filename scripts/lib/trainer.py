@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +17,7 @@ from compress.contract import Teacher
 from compress.data.loader import ResumableLoader
 from compress.module import CompressionModule
 from compress.scripts.lib.checkpoints import SaveOnSignal, plugins_for
+from compress.scripts.lib.progress import StepProgress
 from compress.scripts.lib.run_folder import write_atomically
 from compress.scripts.lib.strategies import build_strategy
 
@@ -81,7 +82,10 @@ def train(
     )
     if trainer.checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    extra: list[L.Callback] = [RichProgressBar(leave=True)] if verbose else []
+    phase = next((one.phase for one in loggers if isinstance(one, JsonlLogger)), "train")
+    extra: list[L.Callback] = [StepProgress(phase)] if verbose else []
+    if trainer.patience is not None:
+        extra.append(EarlyStopping("val/loss", patience=trainer.patience, mode="min"))
     if checkpoints is not None:
         extra.append(last_checkpoint(checkpoints, every=trainer.checkpoint_every))
         extra.append(SaveOnSignal(checkpoints / "last.ckpt"))
@@ -91,7 +95,7 @@ def train(
         logger=loggers or False,
         plugins=plugins_for(trainer.strategy),
         enable_checkpointing=checkpoints is not None,
-        enable_progress_bar=verbose,
+        enable_progress_bar=False,
     )
     loader = training_loader(
         data, trainer, seed=seed, rank=fitter.global_rank, ranks=fitter.world_size
