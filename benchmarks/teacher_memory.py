@@ -1,13 +1,14 @@
 """Peak memory per rank of a teacher: whole in each process, or sharded by ZeRO-3 over CPU ranks.
 
     python benchmarks/teacher_memory.py
-    python benchmarks/teacher_memory.py layers=32 hidden=512 ranks=1,2 out=docs/results/teachers.json
+    python benchmarks/teacher_memory.py layers=32 ranks=1,2 out=docs/results/teachers.json
 
-One JSON line an arm, and all of them as a table in `out`; every rank of every arm is a fresh process. A random Llama is saved once (in
-bfloat16) and loaded in float32, so that no arm merely maps the file. `peak_mb` is the largest
-rank's anonymous and shared memory above what it held before the teacher was loaded: loading,
-`calls` forward passes and the gathered head together. `share` is peak over the bytes of the
-parameters, `ratio` peak over the arm `local`'s. ZeRO-3 fetches nothing ahead here (least memory).
+One JSON line an arm, and all of them as a table in `out`; every rank of every arm is a fresh
+process. A random Llama is saved once (in bfloat16) and loaded in float32, so that no arm merely
+maps the file. `peak_mb` is the largest rank's anonymous and shared memory above what it held before
+the teacher was loaded: loading, `calls` forward passes and the gathered head together. `share` is
+peak over the bytes of the parameters, `ratio` peak over the arm `local`'s. ZeRO-3 fetches nothing
+ahead here (least memory).
 """
 
 import json

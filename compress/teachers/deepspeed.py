@@ -16,11 +16,13 @@ from compress.contract import Batch, DenseSignal, Head, Want
 from compress.errors import BadInput, UnsupportedModel
 from compress.models import head_of
 from compress.taps import taps_of
+from compress.teachers.checkpoints import checkpoint_folder
 from compress.teachers.deepspeed_build import (
     import_deepspeed,
     start_process_group,
     warm_extension,
 )
+from compress.teachers.deepspeed_load import build_sharded
 from compress.teachers.local import TRACERS, check_checkpoint, chosen_features, dtype_of
 
 OFFLOADS = ("none", "cpu", "nvme")
@@ -29,9 +31,8 @@ OFFLOADS = ("none", "cpu", "nvme")
 class DeepSpeedTeacher:
     """Runs a frozen model whose layers are spread over the ranks, one layer whole at a time.
 
-    Built at the first `signal`, under `zero.Init`: no rank ever holds the whole, and the student
-    exists already, which would be sharded too otherwise. Every rank must call `signal` equally
-    often (`collective`), whatever rows it has.
+    Built at the first `signal`, when all ranks are there: no rank ever holds the whole. Every rank
+    must call `signal` equally often (`collective`), whatever rows it has.
 
     Args:
         path: a Hugging Face folder or hub name, safetensors only.
@@ -122,7 +123,10 @@ class DeepSpeedTeacher:
         if self._runner is None:
             warm_extension()
             start_process_group(self.deepspeed)
-            model = self._load().requires_grad_(False).eval()
+            model = build_sharded(
+                self.deepspeed, checkpoint_folder(self.path), config=self.config, dtype=self.dtype,
+                task=self.task, trust_remote_code=self.trust_remote_code,
+            )  # fmt: skip
             engine, *_ = self.deepspeed.initialize(
                 model=_Runner(model, self.task), config=self.config
             )
@@ -132,33 +136,6 @@ class DeepSpeedTeacher:
                 self._check_head()
         assert self._runner is not None
         return self._runner
-
-    def _load(self) -> nn.Module:
-        import transformers
-        from transformers.integrations.deepspeed import (
-            HfDeepSpeedConfig,
-            unset_hf_deepspeed_config,
-        )
-
-        classes = {
-            "causal_lm": transformers.AutoModelForCausalLM,
-            "classification": transformers.AutoModelForSequenceClassification,
-        }
-        alive = HfDeepSpeedConfig(self.config)  # from_pretrained shards while this lives
-        try:
-            model: nn.Module = classes[self.task].from_pretrained(
-                self.path, dtype=self.dtype, use_safetensors=True,
-                trust_remote_code=self.trust_remote_code,
-            )  # fmt: skip
-        finally:
-            unset_hf_deepspeed_config()
-            del alive
-        whole = [n for n, p in model.named_parameters() if not hasattr(p, "ds_id")]
-        if whole:
-            raise UnsupportedModel(
-                f"{self.path}: {len(whole)} parameters were not sharded: {whole}"
-            )
-        return model
 
     def _gathered_head(self, model: nn.Module) -> Head:
         """The head, whole on every rank while the step lasts; the same for any number of rows."""

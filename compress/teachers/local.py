@@ -14,12 +14,19 @@ from torch import Tensor, nn
 
 from compress.contract import Batch, DenseSignal, Trace, Want
 from compress.errors import BadInput
-from compress.models import check_head_split, config_of, trace_causal_lm, trace_classifier
+from compress.models import (
+    check_head_split,
+    config_of,
+    trace_causal_lm,
+    trace_classifier,
+    trace_embedding,
+)
 from compress.taps import taps_of
 
 TRACERS: Mapping[str, Callable[[nn.Module, Batch], Trace]] = {
     "causal_lm": trace_causal_lm,
     "classification": trace_classifier,
+    "embedding": trace_embedding,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,7 +41,7 @@ class LocalTeacher:
         model: a Hugging Face model; it moves to the device of the first batch it sees.
         dtype: `bfloat16` or `float16` casts the weights (half the memory, and far faster on GPUs
             and AMX cores); None keeps them as they are, under the trainer's autocast if any.
-        task: `causal_lm` (logits a position) or `classification` (logits a sequence).
+        task: `causal_lm` (logits a position), `classification` (logits a sequence) or `embedding`.
         name_or_path: what the run's report calls it; default: the model's own name.
 
     Raises:
@@ -152,6 +159,7 @@ def load_hf_teacher(
     classes = {
         "causal_lm": transformers.AutoModelForCausalLM,
         "classification": transformers.AutoModelForSequenceClassification,
+        "embedding": transformers.AutoModel,
     }
     if task not in classes:
         raise BadInput(f"task={task!r} is unknown to a teacher; use one of {sorted(classes)}")

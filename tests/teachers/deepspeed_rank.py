@@ -40,6 +40,9 @@ def main() -> None:
         logits = student(input_ids=batch["input_ids"]).logits
         (logits - signal.head(signal.hidden_SLH)).square().mean().backward()
     model = teacher.build().model
+    lowered = DeepSpeedTeacher(path, dtype="bfloat16").build().model
+    for ours, theirs in zip(lowered.buffers(), whole.model.buffers(), strict=True):
+        assert torch.equal(ours, theirs), "rotary frequencies were rounded"
     held = sum(p.ds_tensor.numel() for p in model.parameters())
     total = sum(p.ds_numel for p in model.parameters())
     assert held <= total / 2 + 64, (held, total)
