@@ -10,6 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from compress.scripts.lib.checkpoints import load_checkpoint
+from compress.scripts.lib.secrets import masked
 from compress.scripts.lib.trainer import JsonlLogger, forget_later_steps
 
 
@@ -51,7 +52,7 @@ def _wandb(config: DictConfig, path: Path) -> Logger:
         tags=list(config.logger.tags),
         settings=wandb.Settings(silent=True),
     )
-    logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    logger.log_hyperparams(masked(OmegaConf.to_container(config, resolve=True)))
     return logger
 
 

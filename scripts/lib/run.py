@@ -30,6 +30,7 @@ from compress.scripts.lib.run_folder import (
     write_atomically,
     write_json,
 )
+from compress.scripts.lib.secrets import masked, masked_text, masked_words
 from compress.scripts.lib.tables import first_table, last_table
 
 PROMPTS = ["import os\n\ndef ", "class Stack:\n    def __init__(self", "for i in range("]
@@ -51,9 +52,9 @@ def run(config: DictConfig, words: list[str], *, recipe: str) -> dict[str, Any]:
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | StoppedBySignal)
         state.report["status"] = "interrupted" if stopped else "failed"
-        state.report["error"] = str(error) or type(error).__name__
+        state.report["error"] = masked_text(str(error)) or type(error).__name__
         if not (stopped or isinstance(error, CompressError)) and rank_zero_only.rank == 0:
-            write_atomically(path / "traceback.txt", traceback.format_exc())
+            write_atomically(path / "traceback.txt", masked_text(traceback.format_exc()))
         raise
     finally:
         if folder is not None:
@@ -76,9 +77,9 @@ class Run:
             "schema": 1,
             "recipe": recipe,
             "status": "running",
-            "command": reproduce(words, "scripts/train.py"),
+            "command": reproduce(masked_words(words), "scripts/train.py"),
             "environment": environment(),
-            "asked": OmegaConf.to_container(config, resolve=True),
+            "asked": masked(OmegaConf.to_container(config, resolve=True)),
             "seconds": self.seconds,
             "quality": self.quality,
             "exports": [],
@@ -89,7 +90,7 @@ class Run:
         """Every phase, in order."""
         L.seed_everything(self.config.seed, verbose=False)
         if self.leads:
-            text = OmegaConf.to_yaml(self.config, resolve=True)
+            text = OmegaConf.to_yaml(OmegaConf.create(self.report["asked"]))
             write_atomically(self.path / "config.yaml", text)
             write_json(self.path / "report.json", self.report)
         with self.timed("data"):
@@ -100,8 +101,8 @@ class Run:
             self.teacher_model = build.build_teacher_model(self.config, self.folder)
             student = self.new_student()
             self.teacher = hosts.build_teacher(
-                self.config, folder=self.folder, model=self.teacher_model, student=student,
-                data=self.data,
+                self.config, folder=self.folder, model=self.teacher_model,
+                vocab_size=int(config_of(student).vocab_size), data=self.data,
             )  # fmt: skip
         build.check_pair(self.teacher_modules, student, self.data.tokenizer)
         if self.leads:
