@@ -1,4 +1,4 @@
-"""What the engines that compile a graph share: which checkpoint they can take, and how it is read."""
+"""What the engines that compile a graph share: which checkpoints they take, and how to read one."""
 
 import json
 from collections.abc import Mapping

@@ -1,0 +1,182 @@
+"""Deployment files of an export: Kubernetes, autoscaling and Triton, from templates.
+
+What an engine needs of a GPU comes from a plan; everything a cluster decides (namespace, image,
+volume) is a setting with a default that says what to change.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from compress.errors import BadInput
+
+FOLDER = "deploy"
+KUBERNETES = ("deployment.yaml", "service.yaml", "keda-scaledobject.yaml", "hpa.yaml")
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+IMAGE = "vllm/vllm-openai:latest"
+GPUS_A_NODE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploySettings:
+    """What the files are filled with.
+
+    Args:
+        name: of the Deployment, the Service and the served model; a DNS label.
+        image: a container that has `vllm`; pin it by digest in production.
+        model_path: where the checkpoint lies inside the container.
+        claim: the PersistentVolumeClaim that holds it.
+        namespace: of every object.
+        tensor_parallel: GPUs that share each layer.
+        pipeline_parallel: groups of GPUs that hold some layers each.
+        mig: a slice such as `1g.10gb` in place of a whole GPU; None takes whole GPUs.
+        accelerator: value of the node label `nvidia.com/gpu.product`; None takes any node.
+        min_replicas: servers that always run.
+        max_replicas: at the highest load.
+        waiting_requests: queued requests a server at which another one starts.
+        max_model_len: tokens of a prompt and its answer; None takes the model's limit.
+        quantization: of `vllm serve`; None lets it read the checkpoint's configuration.
+        prometheus: address that the autoscaler asks.
+    """
+
+    name: str
+    image: str = IMAGE
+    model_path: str = "/models/model"
+    claim: str = "models"
+    namespace: str = "default"
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    mig: str | None = None
+    accelerator: str | None = None
+    min_replicas: int = 1
+    max_replicas: int = 8
+    waiting_requests: int = 5
+    max_model_len: int | None = None
+    quantization: str | None = None
+    prometheus: str = "http://prometheus.monitoring.svc:9090"
+
+    def __post_init__(self) -> None:
+        """Refuses what a cluster would refuse.
+
+        Raises:
+            BadInput: lists every setting that is wrong.
+        """
+        wrong = [*_labels(self), *_counts(self), *_parallel(self)]
+        if wrong:
+            raise BadInput("deploy settings:\n  " + "\n  ".join(wrong))
+
+    @property
+    def gpus(self) -> int:
+        """Devices a server takes."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def resource(self) -> str:
+        """The resource a pod asks for: whole GPUs or a MIG slice."""
+        return f"nvidia.com/mig-{self.mig}" if self.mig else "nvidia.com/gpu"
+
+
+def _labels(settings: DeploySettings) -> list[str]:
+    return [
+        f"{key}={value!r} is no DNS label: small letters, digits and -, at most 63"
+        for key in ("name", "namespace", "claim")
+        if not DNS_LABEL.fullmatch(value := getattr(settings, key))
+    ]
+
+
+def _counts(settings: DeploySettings) -> list[str]:
+    counted = (
+        "tensor_parallel", "pipeline_parallel", "min_replicas", "max_replicas", "waiting_requests",
+    )  # fmt: skip
+    wrong = [
+        f"{k}={getattr(settings, k)} must be 1 or more" for k in counted if getattr(settings, k) < 1
+    ]
+    if settings.max_replicas < settings.min_replicas:
+        wrong.append(f"max_replicas={settings.max_replicas} < min_replicas={settings.min_replicas}")
+    return wrong
+
+
+def _parallel(settings: DeploySettings) -> list[str]:
+    wrong = []
+    if settings.mig and settings.gpus > 1:
+        wrong.append(
+            f"mig={settings.mig}: slices do not work together, but {settings.gpus} are asked"
+        )
+    if settings.gpus > GPUS_A_NODE:
+        wrong.append(
+            f"tensor_parallel x pipeline_parallel = {settings.gpus}: one pod has at most "
+            f"{GPUS_A_NODE} GPUs; spread a server over nodes with LeaderWorkerSet and Ray"
+        )
+    return wrong
+
+
+def from_placement(name: str, placement: Any, **settings: Any) -> DeploySettings:
+    """Settings with the degrees and the slice that the planner chose.
+
+    Args:
+        name: of the served model.
+        placement: has `tensor_parallel`, `pipeline_parallel` and `mig` (`compress.plan`).
+        settings: the rest.
+    """
+    return DeploySettings(
+        name=name, tensor_parallel=placement.tensor_parallel,
+        pipeline_parallel=placement.pipeline_parallel, mig=placement.mig, **settings,
+    )  # fmt: skip
+
+
+def dns_label(text: str) -> str:
+    """The nearest DNS label.
+
+    >>> dns_label("runs/Distill_QAT v2")
+    'runs-distill-qat-v2'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].strip("-") or "model"
+
+
+def write_deploy(
+    folder: Path, settings: DeploySettings, *, target: str, facts: Mapping[str, Any]
+) -> list[Path]:
+    """Write `deploy/` into an export's folder; the files.
+
+    Args:
+        folder: of the export.
+        settings: what the files are filled with.
+        target: of the export: Kubernetes files serve checkpoints that vLLM reads, a Triton model
+            repository both those and TensorRT engines.
+        facts: `vocab_size` or `num_labels`, and `generates`, for Triton's outputs.
+    """
+    place = folder / FOLDER
+    values = {**asdict(settings), "gpus": settings.gpus, "resource": settings.resource, **facts}
+    triton = place / "triton" / settings.name
+    files = {place / "README.md": "README.md"}
+    if target == "tensorrt":
+        files[triton / "config.pbtxt"] = "triton-tensorrt.pbtxt"
+    else:
+        files |= {place / "kubernetes" / name: name for name in KUBERNETES}
+        files |= {
+            triton / "config.pbtxt": "triton-vllm.pbtxt", triton / "1" / "model.json": "model.json"
+        }  # fmt: skip
+    for path, template in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render(template, {**values, "target": target}))
+    if target == "tensorrt":
+        (triton / "1").mkdir()
+        (triton / "1" / "PUT_MODEL_PLAN_HERE").touch()
+    return list(files)
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """One template filled in; a value it names and is not given is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("compress.export", "templates"),
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    return environment.get_template(f"{template}.jinja").render(**values)
+
+
+SETTINGS = tuple(field.name for field in fields(DeploySettings))
