@@ -24,6 +24,9 @@ class Group:
     @property
     def format(self) -> CompressionFormat:
         """How compressed-tensors stores these layers."""
+        if self.layers[0].kind == "Embedding":
+            # transformers cannot load a packed table: it looks for a tensor named `weight`
+            return CompressionFormat.naive_quantized
         return infer_module_format(MODULES[self.layers[0].kind], self.scheme)
 
 

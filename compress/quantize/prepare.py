@@ -140,8 +140,10 @@ def _embeddings(model: nn.Module) -> dict[str, nn.Module]:
 def _table_schemes(tables: Mapping[str, nn.Module], preset: str) -> dict[str, QuantizationScheme]:
     scheme = resolve_scheme(preset)
     if scheme.input_activations is not None:
+        raise UnsupportedScheme(f"embeddings={preset!r}: token ids are not quantised; use W8A16:32")
+    if scheme.weights.num_bits != 8 or scheme.weights.type != "int":
         raise UnsupportedScheme(
-            f"embeddings={preset!r}: token ids are not quantised; use W8A16 or W4A16, "
-            "with a group size after a colon"
+            f"embeddings={preset!r}: no runtime loads a packed table of fewer bits; use W8A16:32, "
+            "or W8A16:-1 for one scale a token"
         )
     return dict.fromkeys(tables, scheme)
