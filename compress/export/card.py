@@ -21,7 +21,9 @@ class CardFacts:
         licence: an SPDX name (`apache-2.0`) for the weights; empty says "not stated".
         language: ISO codes for the hub's index.
         recipe: the command that made it.
-        quality: name -> number, e.g. `{"loss (nats/token), teacher": 2.91}`.
+        quality: name -> number, or a text with its interval.
+        speed: name -> number or text, e.g. `{"latency (transformers)": "0.45x [0.44, 0.46]"}`.
+        deployed: whether `deploy/` lies beside.
         notes: further lines.
     """
 
@@ -33,6 +35,8 @@ class CardFacts:
     language: tuple[str, ...] = ()
     recipe: str = ""
     quality: Mapping[str, float | str | None] = field(default_factory=dict)
+    speed: Mapping[str, float | str | None] = field(default_factory=dict)
+    deployed: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -45,9 +49,11 @@ def model_card(
         _header(plan, facts),
         f"# {title}",
         _table(_about(plan, facts, dtype=dtype, weight_bytes=weight_bytes)),
-        _quality(facts),
+        _figures("Quality", facts.quality),
+        _figures("Speed", facts.speed),
         _sparsity(plan),
-        _loading(target),
+        _loading(target, plan.architecture),
+        "## Deployment\n\nSee `deploy/README.md`." if facts.deployed else "",
         "\n".join(facts.notes),
         f"Made by:\n```\n{facts.recipe}\n```" if facts.recipe else "",
     ]
@@ -55,7 +61,9 @@ def model_card(
 
 
 def _header(plan: ExportPlan, facts: CardFacts) -> str:
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    classifies = plan.architecture.endswith("ForSequenceClassification")
+    task = "text-classification" if classifies else "text-generation"
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {task}"]
     if facts.licence:
         lines.append(f"license: {facts.licence}")
     if facts.language:
@@ -86,11 +94,9 @@ def _table(rows: Mapping[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items() if v)])
 
 
-def _quality(facts: CardFacts) -> str:
-    if not facts.quality:
-        return ""
-    rows = {k: _number(v) for k, v in facts.quality.items() if v is not None}
-    return "## Quality\n\n" + _table(rows)
+def _figures(title: str, figures: Mapping[str, float | str | None]) -> str:
+    rows = {k: _number(v) for k, v in figures.items() if v is not None}
+    return f"## {title}\n\n{_table(rows)}" if rows else ""
 
 
 def _number(value: float | str | None) -> str:
@@ -105,15 +111,24 @@ def _sparsity(plan: ExportPlan) -> str:
     return f"## Sparsity\n\n{share} (`sparsity.json`). {speed_note(plan)}"
 
 
-def _loading(target: str) -> str:
+def _loading(target: str, architecture: str) -> str:
+    classifies = architecture.endswith("ForSequenceClassification")
+    auto = "AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM"
     transformers = (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        'model = AutoModelForCausalLM.from_pretrained("PATH")\n'
+        f"```python\nfrom transformers import {auto}, AutoTokenizer\n"
+        f'model = {auto}.from_pretrained("PATH")\n'
         'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```'
     )
     vllm = (
         '```python\nfrom vllm import LLM\nllm = LLM("PATH")\n'
         'print(llm.generate("Once upon a time")[0].outputs[0].text)\n```'
     )
-    parts = [vllm, transformers] if target == "vllm" else [transformers]
-    return "\n\n".join(["## Loading", *(vllm if target == "modelopt" else p for p in parts)])
+    onnx = (
+        "```python\nimport numpy as np, onnxruntime\n"
+        'session = onnxruntime.InferenceSession("PATH/model.onnx")\n'
+        "tokens = np.array([[1, 2, 3]])\n"
+        'print(session.run(None, {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}))\n'
+        "```\n\nOr build a TensorRT engine on the GPU that serves: `sh trtexec.sh`."
+    )
+    ways = {"vllm": [vllm, transformers], "modelopt": [vllm], "tensorrt": [onnx]}
+    return "\n\n".join(["## Loading", *ways.get(target, [transformers])])

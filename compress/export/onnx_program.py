@@ -81,6 +81,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits, or the last hidden states of a model without a head."""
         out = self.model(input_ids=input_ids, attention_mask=attention_mask)
         logits: Tensor = out.logits if hasattr(out, "logits") else out.last_hidden_state
         return logits

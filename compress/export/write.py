@@ -77,6 +77,7 @@ def export(
     card: CardFacts | None = None,
     dtype: torch.dtype | str | None = None,
     purpose: Purpose = "size",
+    finish: Callable[[Path], object] | None = None,
     **settings: Any,
 ) -> ExportResult:
     """Write `student` for `target` to the folder `path`, compare it, then put it in place.
@@ -90,6 +91,7 @@ def export(
         card: what the model card should say.
         dtype: of what is not quantised; None takes the student's own.
         purpose: see `gate`.
+        finish: adds files to the folder before it gets its name.
         settings: of one target's writer, such as `calibration=True` for `tensorrt`.
 
     Raises:
@@ -109,6 +111,8 @@ def export(
         checked = verify(
             student, folder, plan=plan, target=target, dtype=chosen, example_batch=example_batch
         )
+        if finish is not None:
+            finish(folder)
     return ExportResult(
         target=target,
         scheme=verdict.scheme,

@@ -1,0 +1,78 @@
+"""Write a trained run for a runtime: `python scripts/export.py run_dir=... target=tensorrt`."""
+
+import sys
+from typing import Any
+
+TARGETS = ("vllm", "transformers", "modelopt", "tensorrt")
+
+HELP = """\
+Write a trained run for a runtime; it is compared with the trained model before it gets its name.
+
+  python scripts/export.py run_dir=FOLDER target=vllm|modelopt|tensorrt|transformers [key=value ...]
+
+Often used:
+  target=tensorrt         ONNX with Q/DQ and trtexec commands; pip install 'compress-lm[onnx]'
+  calibration=true        tensorrt: also an INT8 calibration cache, for implicit quantisation
+  bundle=true             a model card with measured quality, Kubernetes and Triton files
+  gpu=H100                bundle: tensor and pipeline parallel degrees and MIG slice for it
+  licence=apache-2.0      bundle: of the weights
+  path=FOLDER             where to (default: RUN_DIR/export/TARGET)
+  dtype=bfloat16          of what is not quantised
+  checkpoint=PATH         other than the last
+All settings: recipes/export.yaml
+"""
+
+
+def main(words: list[str] | None = None) -> int:
+    """Exports; answers the exit status (0 done, 2 bad input)."""
+    words = sys.argv[1:] if words is None else words
+    if not words or any(word in ("-h", "--help") for word in words):
+        print(HELP)
+        return 0 if words else 2
+    from compress.errors import CompressError
+
+    try:
+        settings = checked(words)
+        from compress.scripts.lib.export_run import run  # heavy: only once the settings are sound
+
+        run(settings, words)
+        return 0
+    except CompressError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+
+
+def checked(words: list[str]) -> dict[str, Any]:
+    """The settings, every problem that can be seen without loading anything refused.
+
+    Raises:
+        BadInput: lists them.
+    """
+    from pathlib import Path
+
+    from compress.errors import BadInput, did_you_mean
+    from compress.scripts.lib.settings import check_installed, read_settings
+
+    settings = read_settings(words, name="export")
+    problems = []
+    run_dir, target = settings["run_dir"], settings["target"]
+    if run_dir is None:
+        problems.append("run_dir must be given: run_dir=FOLDER, as scripts/train.py wrote it")
+    elif not (Path(run_dir) / "config.yaml").is_file():
+        problems.append(f"run_dir={run_dir}: no run folder: there is no config.yaml in it")
+    if target is not None and target not in TARGETS:
+        hint = did_you_mean(target, TARGETS)
+        problems.append(f"target={target} is unknown.{hint} There are: {', '.join(TARGETS)}")
+    if target == "tensorrt":
+        command = "pip install 'compress-lm[onnx]'"
+        for module in ("onnx", "onnxscript", "onnx_ir", "onnxruntime"):
+            problems += check_installed(module, "target=tensorrt", command)
+    if settings["calibration"] and target not in (None, "tensorrt"):
+        problems.append(f"calibration=true is for target=tensorrt, not for {target}")
+    if problems:
+        raise BadInput("\n".join(problems))
+    return settings
+
+
+if __name__ == "__main__":
+    sys.exit(main())
