@@ -68,6 +68,11 @@ def _run(words: list[str], *, show: bool) -> int:
     if ranks:
         path, _ = choose_folder(config, recipe)
         return launch(words, ranks=ranks, run_dir=path, module="compress.scripts.train")
+    if "cache" in config:
+        from compress.scripts.lib.cache_teacher import cache_teacher
+
+        cache_teacher(config, words)
+        return 0
     from compress.scripts.lib.run import run  # heavy: only once the configuration is sound
 
     run(config, words, recipe=recipe)

@@ -4,7 +4,7 @@ What is kept of a row is in `cache_rows.py`. Legend: B sequences, L positions.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +41,7 @@ def write_cache(
     seed: int = 0,
     rank: int = 0,
     ranks: int = 1,
+    validation: Callable[[], dict[str, float]] | None = None,
 ) -> Manifest:
     """Run the teacher once over `batches` and keep its answers.
 
@@ -62,6 +63,8 @@ def write_cache(
         seed: of the draws; each row's draws depend on it and on the row alone.
         rank: this process among `ranks`, each with its own part of the data and its own shards.
         ranks: number of writing processes.
+        validation: asked when all rows are written: the teacher's own loss, for reports of runs
+            that have the cache alone.
 
     Returns:
         This rank's manifest, finished.
@@ -84,6 +87,9 @@ def write_cache(
             if writer.rows >= rows_per_shard:
                 writer.flush()
         writer.flush()
+        collective = getattr(teacher, "collective", False)
+        if validation is not None and (collective or not writer.manifest.validation):
+            writer.manifest.validation = validation()
         writer.manifest.finished = True
         writer.manifest.save(manifest_path(folder, rank))
     return writer.manifest

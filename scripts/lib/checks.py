@@ -111,7 +111,8 @@ def _run_dir_problems(config: Any) -> Iterator[str]:
     if config.run_dir is None or rank_here() > 0:  # rank 0 may have begun to write there
         return
     path = Path(config.run_dir)
-    holds_run = (path / "config.yaml").exists()
+    # a cache of a teacher is gone on with by the very same command
+    holds_run = (path / "config.yaml").exists() and "cache" not in config
     if not config.run_dir:
         yield "run_dir='': this is no path"
     elif path.exists() and not path.is_dir():

@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from compress.contract import IGNORED, Teacher, union_of_wants
 from compress.errors import BadInput
-from compress.models import config_of
 from compress.scripts.lib.build import cache_folder
 from compress.teachers.cached import CachedTeacher, Identity, fingerprint_of_tokenizer
 from compress.teachers.checkpoints import fingerprint_of_checkpoint, skeleton_of
@@ -25,7 +24,7 @@ def build_teacher(
     *,
     folder: Path | None,
     model: torch.nn.Module | None,
-    student: torch.nn.Module,
+    vocab_size: int,
     data: Any,
 ) -> Teacher | None:
     """The teacher as callbacks see it.
@@ -34,7 +33,7 @@ def build_teacher(
         config: `teacher.host` decides.
         folder: its checkpoint; None without a teacher, or where only a server has it.
         model: the teacher itself, where `host` is `local`.
-        student: its vocabulary bounds what a server may answer.
+        vocab_size: of the student; bounds what a server may answer.
         data: its tokenizer and fingerprint are compared with a cache's.
     """
     settings = config.teacher
@@ -44,7 +43,7 @@ def build_teacher(
     if settings.host == "local":
         return LocalTeacher(model, dtype=settings.dtype, task=config.task, name_or_path=name)
     if settings.host == "served":
-        return _served(settings, student, data)
+        return _served(settings, vocab_size, data)
     teacher: Any
     if settings.host == "cached":
         identity = identity_of(settings, folder, data)
@@ -60,14 +59,13 @@ def build_teacher(
     return teacher
 
 
-def _served(settings: DictConfig, student: torch.nn.Module, data: Any) -> ServedTeacher:
+def _served(settings: DictConfig, vocab_size: int, data: Any) -> ServedTeacher:
     served = OmegaConf.to_container(settings.served)
     name = served.pop("model") or settings.path
     if name is None:
         raise BadInput("teacher.host=served needs the name that the server serves: teacher.served.model=...")  # noqa: E501  # fmt: skip
-    size = int(config_of(student).vocab_size)
     return ServedTeacher(
-        served.pop("url"), name, vocab_size=size, tokenizer=data.tokenizer, **served
+        served.pop("url"), name, vocab_size=vocab_size, tokenizer=data.tokenizer, **served
     )
 
 
@@ -109,12 +107,16 @@ class TeacherReady(L.Callback):
     def _loss(self, device: torch.device) -> float | None:
         batches = list(self.batches())
         if isinstance(self.teacher, CachedTeacher):
-            tokens = sum(int((b["labels"][:, 1:] != IGNORED).sum()) for b in batches)
             kept = self.teacher.validation
-            return kept["loss"] if kept.get("tokens") == tokens else None
+            return kept["loss"] if kept.get("tokens") == predicted_tokens(batches) else None
         if isinstance(self.teacher, ServedTeacher):
             return None
         return teacher_loss(self.teacher, batches, device=device)
+
+
+def predicted_tokens(batches: list[Any]) -> int:
+    """How many labels these batches hold: with equal data, equal numbers are equal tokens."""
+    return sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
 
 
 def refuse_unknown_features(teacher: Any, names: tuple[str, ...]) -> None:

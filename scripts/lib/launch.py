@@ -28,6 +28,11 @@ def rank_here() -> int:
     return next((int(rank) for rank in found if rank is not None), 0)
 
 
+def ranks_here() -> int:
+    """How many processes a launcher started; 1 where this one is alone."""
+    return int(os.environ.get("WORLD_SIZE") or (_tasks() if "SLURM_PROCID" in os.environ else 1))
+
+
 def _tasks() -> str:
     return os.environ.get("SLURM_NTASKS", "1")
 

@@ -18,6 +18,7 @@ from compress.evaluate.samples import sample_texts
 from compress.export.card import CardFacts
 from compress.export.gate import gate
 from compress.export.write import DTYPES, export
+from compress.models import config_of
 from compress.scripts.lib import build, hosts, launch, loggers, trainer
 from compress.scripts.lib.checkpoints import StoppedBySignal
 from compress.scripts.lib.facts import environment, layer_facts, model_bytes, reproduce
