@@ -1,9 +1,11 @@
 """Distillation that spends the teacher where it pays; the router is in `compress.distill`."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 
 from compress.callbacks.base import CompressionCallback
@@ -11,6 +13,7 @@ from compress.contract import LogitTerm, Step
 from compress.distill.build import LogitSettings, teacher_term
 from compress.distill.paths import make_paths
 from compress.distill.router import Router
+from compress.distill.terms import LabelsOfSome
 from compress.errors import BadInput
 
 
@@ -29,6 +32,8 @@ class RoutedDistillation(CompressionCallback):
         measure: of difficulty: `label_loss` or `entropy`.
         audit_share: share of rows audited on every path, drawn at random.
         bins: difficulty bins, by rank in the batch; 1 knows no difficulty.
+        labels_instead: True gives rows that no path teaches the teacher's weight on labels, so
+            that every row weighs the same; False leaves them the labels' own weight alone.
         rescale: True divides each path's loss by the share of rows it covered, so that few rows
             weigh as much as all; False lets fewer rows weigh less.
         divergence: as for `LogitsDistillation`.
@@ -54,6 +59,7 @@ class RoutedDistillation(CompressionCallback):
         measure: str = "label_loss",
         audit_share: float = 0.03,
         bins: int = 4,
+        labels_instead: bool = True,
         rescale: bool = False,
         divergence: str = "forward_kl",
         temperature: float = 1.0,
@@ -70,7 +76,8 @@ class RoutedDistillation(CompressionCallback):
             vocab_size=vocab_size,
         )  # fmt: skip
         self.capacities = dict(capacities or {"full": 0.3})
-        self.teachers, self.rescale, self.term = dict(teachers or {}), rescale, name or "routed"
+        self.teachers, self.term = dict(teachers or {}), name or "routed"
+        self.labels_instead, self.rescale = labels_instead, rescale
         self.router_settings: dict[str, Any] = {
             "router": router, "measure": measure, "audit_share": audit_share, "bins": bins,
             "lens_learning_rate": lens_learning_rate, "seed": seed,
@@ -87,18 +94,45 @@ class RoutedDistillation(CompressionCallback):
             self.router = Router(paths, capacities=self.capacities, **self.router_settings)
 
     def losses(self, step: Step) -> Iterator[tuple[str, LogitTerm]]:
-        """One logit term a path."""
-        sequences = step.student.hidden_BLH.shape[0]
+        """One logit term a path, and one for the labels of rows that none teaches."""
+        sequences, length = step.student.hidden_BLH.shape[:2]
+        untaught_B = torch.ones(sequences, dtype=torch.bool, device=step.student.hidden_BLH.device)
         for path, signal in self.router.route(step).items():
+            untaught_B[signal.sequences_S] = False
             share = signal.sequences_S.numel() / sequences if self.rescale else 1.0
             settings = replace(self.settings, teacher_weight=self.settings.teacher_weight / share)
             term = self.term if path == "full" else f"{self.term}_{path}"
             yield term, teacher_term(step, settings, signal=signal)
+        if self.labels_instead and untaught_B.any():
+            weight = self.settings.teacher_weight
+            yield (
+                f"{self.term}_labels",
+                LabelsOfSome(sequences_B=untaught_B, length=length, weight=weight),
+            )
 
     @property
     def teacher_cost(self) -> dict[str, Any]:
         """This rank's teacher FLOPs and rows so far, for the report."""
         return self.router.ledger.as_dict() if self.router else {}
+
+    def report(self) -> dict[str, Any]:
+        """What report.json shows: what the teacher cost, where rows went, what paths are worth."""
+        if not self.router or not self.router.calls:
+            return {}
+        cost, table = self.teacher_cost, self.router.table
+        rows, always = cost["rows"], cost["flops_if_always_full"]
+        worth = {
+            path: [None if math.isnan(v) else round(v, 6) for v in values]
+            for path, values in zip(table.paths, table.values_PQ().tolist(), strict=True)
+        }
+        total = max(sum(rows.values()), 1)
+        shares = {name: count / total for name, count in rows.items()}
+        told = {"router": self.router.router, "shares": shares, "worth_by_difficulty": worth}
+        share = cost["flops"] / always if always else None
+        return {
+            "teacher_cost" + self.name: {**cost, "share": share},
+            "routing" + self.name: told,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Table, calibration, cost and place in the random stream."""

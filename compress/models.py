@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compress.contract import Batch, Head, Trace
 from compress.errors import UnsupportedModel
-from compress.taps import taps_of
+from compress.taps import EMBEDDING, taps_of
 from compress.transforms import INPUT_QUANTIZER
 
 
@@ -23,6 +23,21 @@ def backbone_of(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} has no backbone under its base_model_prefix"
         )
     return backbone
+
+
+def layer_list_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Dotted name and list of the model's blocks (`model.layers`, `bert.encoder.layer`).
+
+    Raises:
+        UnsupportedModel: no module list has as many entries as the configuration has layers.
+    """
+    count = int(config_of(model).num_hidden_layers)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise UnsupportedModel(
+        f"{type(model).__name__} keeps no list of its {count} layers; name pairs of modules instead"
+    )
 
 
 def head_of(model: nn.Module) -> nn.Module:
@@ -57,6 +72,21 @@ def trace_classifier(model: nn.Module, batch: Batch) -> Trace:
     identity = torch.eye(logits_BV.shape[-1], device=logits_BV.device, dtype=logits_BV.dtype)
     head = Head(weight_VH=identity)
     return Trace(hidden_BLH=logits_BV[:, None], head=head, features=taps_of(model).take())
+
+
+def trace_embedding(model: nn.Module, batch: Batch) -> Trace:
+    """One forward pass of an encoder; a sequence's embedding is the mean of its last hidden states.
+
+    It passes as (B, 1, H) and as the feature `embedding`; there are no logits to speak of.
+    """
+    mask_BL = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    hidden_BLH: Tensor = model(**inputs).last_hidden_state
+    weight_BL1 = mask_BL[..., None].to(hidden_BLH.dtype)
+    mean_B1H = (hidden_BLH * weight_BL1).sum(1, keepdim=True) / weight_BL1.sum(1, keepdim=True)
+    identity = torch.eye(mean_B1H.shape[-1], device=mean_B1H.device, dtype=mean_B1H.dtype)
+    features = {**taps_of(model).take(), EMBEDDING: mean_B1H}
+    return Trace(hidden_BLH=mean_B1H, head=Head(weight_VH=identity), features=features)
 
 
 @torch.no_grad()

@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 from compress.contract import Batch, LossSource, Step, Teacher, Trace, union_of_wants
 from compress.distill.chunked import head_losses
+from compress.distill.embeddings import embedding_distance, unlabelled
 from compress.distill.terms import LabelLoss
 from compress.errors import BadInput
 from compress.joint_loss import joint_loss
-from compress.models import check_head_split, trace_causal_lm, trace_classifier
+from compress.models import check_head_split, trace_causal_lm, trace_classifier, trace_embedding
 from compress.parameter_groups import parameter_groups
 from compress.schedule import warmup_cosine
 
 TRACERS: Mapping[str, Callable[[nn.Module, Batch], Trace]] = {
     "causal_lm": trace_causal_lm,
     "classification": trace_classifier,
+    "embedding": trace_embedding,
 }
 
 
@@ -83,7 +85,8 @@ class CompressionModule(CompressionMixin, L.LightningModule):
         student: a Hugging Face model; transforms are attached to it by callbacks in `setup`.
         teacher: answers `signal(batch, want)`; None where no callback needs one. It is no
             submodule: not in the checkpoint, the optimizer or DDP's buckets.
-        task: `causal_lm` (next-token labels) or `classification` (one label a sequence).
+        task: `causal_lm` (next-token labels), `classification` (one label a sequence) or
+            `embedding` (no labels at all: an encoder learns from the callbacks' terms alone).
         learning_rate: peak of AdamW (Loshchilov & Hutter 2019).
         weight_decay: on matrices alone; 0.0 is off.
         warmup_steps: optimizer steps to the peak; then half a cosine to `final_share` of it.
@@ -93,7 +96,8 @@ class CompressionModule(CompressionMixin, L.LightningModule):
         compile: `torch.compile` the student before the first step.
 
     Raises:
-        BadInput: the task is unknown, or student and teacher disagree about the vocabulary.
+        BadInput: the task is unknown, student and teacher disagree about the vocabulary, or
+            `task=embedding` has no teacher.
         UnsupportedModel: the model's logits are not its head on its last hidden states.
     """
 
@@ -117,7 +121,10 @@ class CompressionModule(CompressionMixin, L.LightningModule):
             raise BadInput(f"task={task!r} is unknown; use one of {sorted(TRACERS)}")
         if task == "causal_lm":
             check_head_split(student)
-        self.student, self.teacher, self.label_weight = student, teacher, label_weight
+        if task == "embedding" and teacher is None:
+            raise BadInput("task=embedding has no labels, it needs a teacher: set teacher=...")
+        self.student, self.teacher, self.task = student, teacher, task
+        self.label_weight = 0.0 if task == "embedding" else label_weight
         self.run_tracer = TRACERS[task]
         self.learning_rate, self.weight_decay, self.beta2 = learning_rate, weight_decay, beta2
         self.warmup_steps, self.final_share, self.compile_student = (
@@ -134,10 +141,20 @@ class CompressionModule(CompressionMixin, L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of one micro-batch."""
-        return self.compression_loss(batch, self.run_tracer(self.student, batch))
+        return self.compression_loss(
+            unlabelled(batch) if self.task == "embedding" else batch,
+            self.run_tracer(self.student, batch),
+        )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Label loss alone (nats a token), so that all runs are compared by one measure."""
+        """Label loss alone (nats a token), so that all runs are compared by one measure.
+
+        Embeddings: the distance to the teacher's, see `compress.distill.embeddings`.
+        """
+        if self.task == "embedding":
+            loss = embedding_distance(self.student, self.teacher, batch)
+            self.log("val/loss", loss, prog_bar=True, sync_dist=True)
+            return loss
         step = self.compression_step(batch, self.run_tracer(self.student, batch))
         loss, _ = head_losses(step, {"labels": LabelLoss(weight=1.0)})
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=step.rows_N.numel())

@@ -5,7 +5,7 @@ import copy
 from torch import nn
 
 from compress.errors import BadInput
-from compress.models import backbone_of, config_of
+from compress.models import config_of, layer_list_of
 
 
 def evenly_spaced(count: int, *, of: int) -> list[int]:
@@ -21,30 +21,33 @@ def evenly_spaced(count: int, *, of: int) -> list[int]:
 
 
 def student_from_teacher(teacher: nn.Module, *, layers: int) -> nn.Module:
-    """A copy of the teacher with `layers` of its decoder layers (and all else), trainable.
+    """A copy of the teacher with `layers` of its layers (and all else), trainable.
 
     Args:
-        teacher: a Hugging Face causal LM whose backbone keeps its layers in `.layers`.
+        teacher: a Hugging Face model, decoder or encoder, that keeps its layers in one list.
         layers: how many to keep; the teacher's number keeps all, 1 keeps the first.
 
     Raises:
         BadInput: more layers are asked for than there are, or fewer than one.
+        UnsupportedModel: there is no such list.
     """
-    total = len(backbone_of(teacher).layers)  # type: ignore[arg-type]
+    total = len(layer_list_of(teacher)[1])
     if not 1 <= layers <= total:
         raise BadInput(f"student.layers={layers}, but the teacher has {total}; use 1 to {total}")
     return keep_layers(teacher, evenly_spaced(layers, of=total))
 
 
 def keep_layers(model: nn.Module, indices: list[int]) -> nn.Module:
-    """A trainable float32 copy of `model` with only these decoder layers; its config agrees."""
+    """A trainable float32 copy of `model` with only these layers; its config agrees."""
     kept = copy.deepcopy(model)
-    backbone = backbone_of(kept)
-    backbone.layers = nn.ModuleList([backbone.layers[i] for i in indices])  # type: ignore[index]
-    for position, layer in enumerate(backbone.layers):
-        attention = getattr(layer, "self_attn", None)
-        if attention is not None and hasattr(attention, "layer_idx"):
-            attention.layer_idx = position  # key-value caches are found by it
+    name, layers = layer_list_of(kept)
+    owner_name, _, attribute = name.rpartition(".")
+    chosen = nn.ModuleList([layers[i] for i in indices])
+    setattr(kept.get_submodule(owner_name), attribute, chosen)
+    for position, layer in enumerate(chosen):
+        for part in layer.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = position  # type: ignore[assignment]  # caches are found by it
     config = config_of(kept)
     config.num_hidden_layers = len(indices)
     if getattr(config, "layer_types", None):

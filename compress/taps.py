@@ -8,9 +8,23 @@ from torch.utils.hooks import RemovableHandle
 
 from compress.errors import BadInput, did_you_mean
 
+EMBEDDING = "embedding"
+"""The feature that is no module's: a sequence's embedding, as `task=embedding` makes it."""
+
+
+def module_name(name: str) -> str:
+    """The module of a tap: `a.b:1` is the second of what `a.b` gives (its attention map, say).
+
+    >>> module_name("layer.0.attention.self:1"), module_name("layer.0")
+    ('layer.0.attention.self', 'layer.0')
+    """
+    return name.partition(":")[0]
+
 
 class Taps:
     """Catches the output of modules by dotted name until the next `take`.
+
+    Of modules that give several, the first; `name:1` catches the second, and so on.
 
     Hooks added after the first compiled call never fire: open taps before compiling.
 
@@ -31,16 +45,18 @@ class Taps:
         Raises:
             BadInput: a name is no module of the model.
         """
+        names = [name for name in names if name != EMBEDDING]
         modules = dict(self._model.named_modules())
-        unknown = [name for name in names if name not in modules]
+        unknown = [name for name in names if module_name(name) not in modules]
         if unknown:
-            hint = did_you_mean(unknown[0], list(modules))
+            hint = did_you_mean(module_name(unknown[0]), list(modules))
             raise BadInput(
                 f"no module of the model is called {', '.join(map(repr, unknown))}.{hint}"
             )
         for name in names:
             if name not in self._handles:
-                self._handles[name] = modules[name].register_forward_hook(self._catch(name))
+                module = modules[module_name(name)]
+                self._handles[name] = module.register_forward_hook(self._catch(name))
 
     def take(self) -> dict[str, Tensor]:
         """What was caught since the last call; forgets it."""
@@ -54,8 +70,16 @@ class Taps:
         self._handles.clear()
 
     def _catch(self, name: str) -> Any:
+        index = int(name.partition(":")[2] or 0)
+
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            self._caught[name] = output[0] if isinstance(output, tuple) else output
+            outputs = output if isinstance(output, tuple) else (output,)
+            if index >= len(outputs) or outputs[index] is None:
+                raise BadInput(
+                    f"{name}: the module gives {len(outputs)} outputs, and none at {index}; "
+                    "attention maps exist under attn_implementation='eager' alone"
+                )
+            self._caught[name] = outputs[index]
 
         return hook
 

@@ -8,6 +8,7 @@ from torch import nn
 from compress.distill.features import FeatureLoss
 from compress.distill.layer_maps import mapped_pairs, output_width
 from compress.errors import BadInput
+from compress.models import layer_list_of
 
 
 def build_feature_loss(
@@ -38,6 +39,11 @@ def build_feature_loss(
         BadInput: a module cannot be found, or the teacher's cannot be known.
     """
     model = getattr(teacher, "model", None)
+    if kind == "attention":
+        within = within or [attention_map_of(student)]
+        for each in (student, model):
+            if hasattr(each, "set_attn_implementation"):
+                each.set_attn_implementation("eager")  # the others never hold the map
     if not pairs:
         if not isinstance(model, nn.Module):
             raise BadInput(
@@ -50,6 +56,19 @@ def build_feature_loss(
     return FeatureLoss(
         pairs=pairs, kind=kind, widths=list(zip(ours, theirs, strict=True)), heads=heads, seed=seed
     )
+
+
+def attention_map_of(model: nn.Module) -> str:
+    """Where inside a layer the attention map is: `self_attn:1`, `attention.self:1`.
+
+    Raises:
+        BadInput: no part of a layer is named an attention.
+    """
+    layer = layer_list_of(model)[1][0]
+    found = [n for n, part in layer.named_modules() if type(part).__name__.endswith("Attention")]
+    if not found:
+        raise BadInput(f"no attention found in {type(layer).__name__}: name pairs, such as a.b:1")
+    return f"{max(found, key=len)}:1"  # the innermost
 
 
 def _teacher_width(teacher: Any, model: Any, name: str) -> int:

@@ -1,6 +1,6 @@
 """Losses between inner features of student and teacher; padding never counts.
 
-Legend: B sequences, L positions, H student width, T teacher width, R relation heads.
+Legend: B sequences, L positions, H student width, T teacher width, R heads.
 """
 
 from collections.abc import Mapping
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import BadInput, did_you_mean
+from compress.taps import EMBEDDING
 
-KINDS = ("mse", "cosine", "attention_transfer", "relations")
+KINDS = ("mse", "cosine", "attention_transfer", "relations", "attention")
 PROJECTED = ("mse", "cosine")
 """These compare coordinate by coordinate, so unequal widths need a projector."""
 
@@ -68,6 +69,19 @@ def relations(
     return _mean(divergence_BRL.mean(1), mask_BL)
 
 
+def attention(student_BRLL: Tensor, teacher_BRLL: Tensor, mask_BL: Tensor) -> Tensor:
+    """KL(teacher | student) of attention maps, mean over heads and positions that are no padding.
+
+    TinyBERT (Jiao et al. 2020, arXiv 1909.10351) compares maps head by head; where the numbers of
+    heads differ, the mean map over heads is compared.
+    """
+    if student_BRLL.shape[1] != teacher_BRLL.shape[1]:
+        student_BRLL, teacher_BRLL = (x.mean(1, keepdim=True) for x in (student_BRLL, teacher_BRLL))
+    log_p, log_q = (x.clamp(min=1e-9).log() for x in (student_BRLL, teacher_BRLL))
+    divergence_BRL = (teacher_BRLL * (log_q - log_p)).sum(-1)
+    return _mean(divergence_BRL.mean(1), mask_BL)
+
+
 def _relation(feature: Tensor, mask_BL: Tensor, heads: int) -> Tensor:
     split_BRLw = feature.unflatten(-1, (heads, -1)).transpose(1, 2)
     scores = split_BRLw @ split_BRLw.transpose(-1, -2) * split_BRLw.shape[-1] ** -0.5
@@ -88,7 +102,7 @@ class FeatureLoss(nn.Module):
 
     Args:
         pairs: student module name to teacher module name.
-        kind: `mse`, `cosine`, `attention_transfer` or `relations`.
+        kind: `mse`, `cosine`, `attention_transfer`, `relations` or `attention`.
         widths: (student, teacher) of each pair, in order.
         heads: of `relations`.
         seed: of the projectors' orthogonal start.
@@ -114,6 +128,8 @@ class FeatureLoss(nn.Module):
             )
         if not pairs:
             raise BadInput("feature distillation needs at least one pair of modules")
+        if EMBEDDING in pairs and kind.startswith("attention"):
+            raise BadInput(f"loss={kind} compares positions; an embedding has none: use cosine")
         self.pairs, self.kind, self.heads = dict(pairs), kind, heads
         generator = torch.Generator().manual_seed(seed)
         self.projectors = nn.ModuleDict()
@@ -136,20 +152,36 @@ class FeatureLoss(nn.Module):
             s, t = student[ours], teacher[theirs]
             if str(position) in self.projectors:
                 s = self.projectors[str(position)](s)
+            if ours == EMBEDDING:
+                losses.append(self._compare_embeddings(s.float(), t.float()))
+                continue
             self._check(ours, theirs, s, t, mask_BL)
             losses.append(self._compare(s.float(), t.float(), mask_BL.float()))
         return torch.stack(losses).mean()
+
+    def _compare_embeddings(self, student_B1H: Tensor, teacher_B1T: Tensor) -> Tensor:
+        if self.kind == "relations":  # of the batch's sequences to one another
+            student_B1H, teacher_B1T = (x.transpose(0, 1) for x in (student_B1H, teacher_B1T))
+        return self._compare(student_B1H, teacher_B1T, student_B1H.new_ones(student_B1H.shape[:2]))
 
     def _compare(self, student: Tensor, teacher: Tensor, mask_BL: Tensor) -> Tensor:
         with torch.autocast(student.device.type, enabled=False):
             if self.kind == "relations":
                 return relations(student, teacher, mask_BL, heads=self.heads)
-            kinds = {"mse": mse, "cosine": cosine, "attention_transfer": attention_transfer}
+            kinds = {
+                "mse": mse, "cosine": cosine, "attention": attention,
+                "attention_transfer": attention_transfer,
+            }  # fmt: skip
             return kinds[self.kind](student, teacher, mask_BL)
 
     def _check(self, ours: str, theirs: str, s: Tensor, t: Tensor, mask_BL: Tensor) -> None:
-        same = s.shape == t.shape if self.kind in PROJECTED else s.shape[:2] == t.shape[:2]
-        if not same or s.shape[:2] != mask_BL.shape:
+        if self.kind == "attention":
+            same = s.dim() == t.dim() == 4 and s[:, 0].shape == t[:, 0].shape
+            positions = (s.shape[0], s.shape[-1])
+        else:
+            same = s.shape == t.shape if self.kind in PROJECTED else s.shape[:2] == t.shape[:2]
+            positions = tuple(s.shape[:2])  # type: ignore[assignment]
+        if not same or positions != tuple(mask_BL.shape):
             raise BadInput(
                 f"student {ours} gives {tuple(s.shape)}, teacher {theirs} gives {tuple(t.shape)} "
                 f"for a batch of {tuple(mask_BL.shape)}: these cannot be compared by {self.kind}"

@@ -5,8 +5,9 @@ from typing import Literal
 
 from torch import nn
 
-from compress.errors import BadInput, UnsupportedModel
-from compress.models import config_of
+from compress.errors import BadInput
+from compress.models import config_of, layer_list_of
+from compress.taps import EMBEDDING, module_name
 
 LayerMap = Literal["uniform", "last", "skip"]
 
@@ -17,13 +18,8 @@ def layer_names(model: nn.Module) -> list[str]:
     Raises:
         UnsupportedModel: no module list has as many entries as the configuration has layers.
     """
-    count = int(config_of(model).num_hidden_layers)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return [f"{name}.{index}" for index in range(count)]
-    raise UnsupportedModel(
-        f"{type(model).__name__} keeps no list of its {count} layers; name pairs of modules instead"
-    )
+    name, layers = layer_list_of(model)
+    return [f"{name}.{index}" for index in range(len(layers))]
 
 
 def map_layers(kind: str, *, student: int, teacher: int) -> list[int]:
@@ -83,8 +79,10 @@ def output_width(model: nn.Module, name: str) -> int:
     Raises:
         BadInput: the model has no module of that name.
     """
+    if name == EMBEDDING:
+        return int(config_of(model).hidden_size)
     try:
-        module = model.get_submodule(name)
+        module = model.get_submodule(module_name(name))
     except AttributeError as error:
         raise BadInput(f"no module of {type(model).__name__} is called {name!r}") from error
     if isinstance(module, nn.Linear):

@@ -36,6 +36,30 @@ class LabelLoss:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelsOfSome:
+    """Cross-entropy with the next token, of some sequences alone.
+
+    Args:
+        sequences_B: True where the labels count.
+        length: positions of a sequence.
+        weight: factor in the total.
+    """
+
+    sequences_B: Tensor
+    length: int
+    weight: float = 1.0
+
+    def __call__(self, chunk: LogitChunk) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy and its gradient (C, V), zero for the other sequences."""
+        kept = self.sequences_B[chunk.rows_C // self.length].nonzero().squeeze(-1)
+        log_p = chunk.log_probs()[kept]
+        labels_K1 = chunk.labels_C[kept][:, None]
+        picked_K1 = log_p.gather(1, labels_K1)
+        gradient = log_p.exp().scatter_add_(1, labels_K1, -torch.ones_like(picked_K1))
+        return -picked_K1.sum(), torch.zeros_like(chunk.logits_CV).index_copy_(0, kept, gradient)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DenseTerm:
     """A divergence to a teacher whose whole vocabulary is known.
 

@@ -4,8 +4,8 @@ import functools
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
 
+from compress.data.loader import ResumableLoader
 from compress.module import CompressionModule
 from compress.teachers.local import LocalTeacher
 from tests.tiny import TinyData, tiny_llama
@@ -34,7 +34,7 @@ def teacher(*, layers: int = 4, hidden: int = 32) -> LocalTeacher:
 def fit(
     callbacks, *, steps=12, ckpt=None, save=None, module=None, max_steps=None, rows=None, **settings
 ):
-    """Train and return (trainer, module); the data come in order, as a resumed run needs."""
+    """Train and return (trainer, module); a resumed run goes on at the batch where it stood."""
     torch.manual_seed(0)
     module = module or CompressionModule(
         student=tiny_llama(layers=2, hidden=32), teacher=teacher(),
@@ -45,7 +45,7 @@ def fit(
         logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
-    loader = DataLoader(rows or TinyData(rows=64), batch_size=8)
+    loader = ResumableLoader(rows or TinyData(rows=64), batch_size=8)
     trainer.fit(module, loader, ckpt_path=ckpt, weights_only=False)
     if save:
         trainer.save_checkpoint(save)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from compress.callbacks import LogitsDistillation
+from compress.callbacks import FeatureDistillation, LogitsDistillation
 from compress.errors import BadInput
 from compress.models import trace_causal_lm
 from tests.callbacks.distill_support import Curve, assert_resume_is_bit_exact, fit, teacher
@@ -11,8 +11,8 @@ from tests.tiny import tiny_batch
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon", "skewed_kl"])
 def test_student_nears_the_teacher_without_labels(divergence):
     curve = Curve("train/logits")
-    fit([LogitsDistillation(divergence=divergence), curve], steps=40, label_weight=0.0)
-    assert curve.values[-1] < 0.7 * curve.values[0]
+    fit([LogitsDistillation(divergence=divergence), curve], steps=60, label_weight=0.0)
+    assert curve.values[-1] < 0.5 * curve.values[0]
 
 
 def test_a_student_that_is_the_teacher_has_no_loss():
@@ -48,8 +48,10 @@ def test_no_weight_asks_nothing_of_the_teacher():
 
 
 def test_two_of_a_kind_need_two_names():
-    with pytest.raises(BadInput, match="two loss terms are called 'logits'"):
+    with pytest.raises(RuntimeError, match="more than one stateful callback"):  # Lightning's own
         fit([LogitsDistillation(), LogitsDistillation()], steps=1)
+    with pytest.raises(BadInput, match="two loss terms are called 'features'"):
+        fit([LogitsDistillation(name="features"), FeatureDistillation()], steps=1)
     curve = Curve("train/sharp")
     fit([LogitsDistillation(), LogitsDistillation(name="sharp", temperature=0.5), curve], steps=1)
     assert curve.values[0] > 0

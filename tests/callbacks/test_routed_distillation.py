@@ -80,15 +80,16 @@ def test_an_exit_is_cheaper_and_closed_until_it_is_worth_something():
     assert (callback.teacher_cost["rows"].get("exit2", 0) > 0) or not opened
 
 
-def test_calibration_brings_the_exit_nearer_to_the_teacher():
-    def worth(rate):
+def test_exits_are_calibrated_unless_told_otherwise():
+    def lens(rate):
         callback = RoutedDistillation(
-            capacities={"full": 0.25, "exit3": 0.25}, audit_share=0.25, lens_learning_rate=rate
+            capacities={"full": 0.25, "exit1": 0.25}, audit_share=0.25, lens_learning_rate=rate
         )
-        run(callback, steps=30)
-        return float(callback.router.table.values_PQ()[1].nanmean())
+        run(callback, steps=4)
+        return callback.router.paths["exit1"].lens.weight.detach()
 
-    assert worth(1e-2) > worth(0.0)
+    assert not torch.equal(lens(1e-3), torch.eye(32))
+    assert torch.equal(lens(0.0), torch.eye(32))
 
 
 def test_a_second_teacher_is_a_path_of_its_own():

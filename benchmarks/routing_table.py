@@ -1,0 +1,185 @@
+"""Does routing save the teacher's work? Arms of equal steps, against the always-full teacher.
+
+    COMPRESS_TEST_DATA=DIR python benchmarks/routing_table.py out=docs/results/routing.json
+
+The margin was fixed before the first run: 0.01 nats/token (1 % of perplexity) above the always-full
+teacher, at half of its FLOPs or less (`torch.utils.flop_counter`, audits and heads included). Every
+arm sees the same batches; differences are paired by seed.
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import distill_runs as runs
+import stories
+
+MARGIN, MOST_FLOPS = 0.01, 0.5
+DEFAULTS = {
+    "seeds": "0,1,2,3,4", "steps": "300", "batch": "16", "layers": "2", "rows": "512",
+    "learning_rate": "2e-3", "teacher_weight": "0.9", "capacity": "0.375", "arms": "", "out": "",
+}  # fmt: skip
+
+
+def arms(settings: dict[str, str]) -> dict[str, Callable[[int], list[Any]]]:
+    """Name to callbacks of a seed."""
+    from compress.callbacks import RoutedDistillation
+
+    share, steps = float(settings["capacity"]), int(settings["steps"])
+    spent = share + 0.03  # audits learn too
+
+    def routed(seed: int, **more: Any) -> Any:
+        told = {"capacities": {"full": share}, **more}
+        return RoutedDistillation(
+            teacher_weight=float(settings["teacher_weight"]), seed=seed, **told
+        )
+
+    def full(seed: int) -> Any:
+        return routed(seed, router="full", capacities={"full": 0.97})
+
+    def some_steps(seed: int, when: Callable[[int], bool]) -> Any:
+        return runs.Sometimes(full(seed), when=when)
+
+    def thin(seed: int, **more: Any) -> list[Any]:
+        return [routed(seed, **more)]
+
+    return {
+        "always full": lambda seed: [full(seed)],
+        "labels only": lambda seed: [],
+        "routed by worth": lambda seed: thin(seed),
+        "random rows": lambda seed: thin(seed, router="random"),
+        "hardest rows": lambda seed: thin(seed, router="hardest"),
+        "easiest rows": lambda seed: thin(seed, router="easiest"),
+        "a full step every so often": lambda seed: [
+            some_steps(seed, lambda number: int((number + 1) * spent) > int(number * spent))
+        ],
+        "full in the first steps": lambda seed: [
+            some_steps(seed, lambda number: number < spent * steps)
+        ],
+        "full in the last steps": lambda seed: [
+            some_steps(seed, lambda number: number >= (1 - spent) * steps)
+        ],
+        "worth by entropy": lambda seed: thin(seed, measure="entropy"),
+        "worth, fewer rows in full and an exit": lambda seed: thin(
+            seed, capacities={"full": 0.1875, "exit3": 0.3125}
+        ),
+        "worth, skipped rows learn little": lambda seed: thin(seed, labels_instead=False),
+        "random, skipped rows learn little": lambda seed: thin(
+            seed, router="random", labels_instead=False
+        ),
+    }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    torch.set_num_threads(1)
+    settings = runs.settings_of(sys.argv[1:], DEFAULTS)
+    known = arms(settings)
+    names = settings["arms"].split(";") if settings["arms"] else list(known)
+    seeds = [int(seed) for seed in settings["seeds"].split(",")]
+    kept, teacher = runs.Kept("routing_table"), stories.adapted().eval()
+    # seed by seed: a table that is stopped has every arm
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    for seed in seeds:
+        for name in names:
+            found[name].append(measure(kept, teacher, name, known[name], settings, seed))
+    if settings["out"]:
+        write(settings, found, seeds)
+
+
+def measure(
+    kept: runs.Kept, teacher: Any, name: str, arm: Any, settings: dict[str, str], seed: int
+) -> Any:
+    """Held-out losses and teacher FLOPs of one arm and seed."""
+    from compress.students import student_from_teacher
+    from compress.teachers.local import LocalTeacher
+
+    weight = 1.0 if name == "labels only" else 1.0 - float(settings["teacher_weight"])
+    numbers = {k: v for k, v in settings.items() if k not in ("seeds", "arms", "out")}
+
+    def once() -> dict[str, Any]:
+        torch.manual_seed(seed)
+        callbacks = arm(seed)
+        student = runs.train(
+            student_from_teacher(teacher, layers=int(settings["layers"])),
+            LocalTeacher(copy.deepcopy(teacher)), callbacks, stories.rows("train"),
+            steps=int(settings["steps"]), batch=int(settings["batch"]), seed=seed,
+            learning_rate=float(settings["learning_rate"]), label_weight=weight,
+        )  # fmt: skip
+        inner = [getattr(c, "callback", c) for c in callbacks]
+        held_out = stories.rows("valid")[: int(settings["rows"])]
+        return {"losses": runs.sequence_losses(student, held_out),
+                "cost": inner[0].teacher_cost if inner else {"flops": 0.0, "rows": {}}}  # fmt: skip
+
+    return kept.measured({"arm": name, "seed": seed, **numbers}, once)
+
+
+def mean_loss(found: Any) -> float:
+    """Of one arm and seed."""
+    return float(sum(found["losses"]) / len(found["losses"]))
+
+
+def write(settings: dict[str, str], found: dict[str, list[Any]], seeds: list[int]) -> None:
+    """One row an arm."""
+    losses = {name: [mean_loss(one) for one in runs_] for name, runs_ in found.items()}
+    always = found["always full"][0]["cost"]["flops"]
+    rows = []
+    for name, values in losses.items():
+        share = sum(one["cost"]["flops"] for one in found[name]) / len(seeds) / always
+        rows.append([
+            name, f"{share:.1%}", runs.shown(values),
+            runs.difference(values, losses["always full"]),
+            runs.difference(values, losses["random rows"]),
+        ])  # fmt: skip
+    runs.write(
+        settings["out"],
+        title="Routing the teacher by measured worth",
+        question="With at most half of the teacher's FLOPs, is the student within "
+        f"{MARGIN} nats/token of one that the whole teacher taught, and better than with as many "
+        "random rows?",
+        command="COMPRESS_TEST_DATA=... python benchmarks/routing_table.py "
+        + " ".join(sys.argv[1:]),
+        columns=["teacher runs for", "teacher FLOPs, share of always full", "loss (nats/token)",
+                 "against always full [95 %]", "against random rows [95 %]"],
+        rows=rows,
+        notes=[
+            f"Student: {settings['layers']} of the 5 layers of stories260k adapted to the "
+            f"lower-cased stories; {settings['steps']} steps of {settings['batch']} x "
+            f"{stories.LENGTH} tokens; {settings['rows']} held-out rows.",
+            f"Seeds {', '.join(map(str, seeds))} decide the batches, audits and random rows; mean "
+            "± standard deviation; differences paired by seed with Student's t interval.",
+            f"The teacher's loss weighs {settings['teacher_weight']}, labels the rest; rows and "
+            "steps without the teacher learn from labels at full weight, unless said otherwise.",
+            "First tried with untaught rows at the labels' small weight alone (the last two arms): "
+            "that lost to labels only, so labels_instead became the default.",
+            *verdicts(found, losses, always),
+        ],
+    )  # fmt: skip
+
+
+def verdicts(
+    found: dict[str, list[Any]], losses: dict[str, list[float]], always: float
+) -> list[str]:
+    """The goal, met or missed, arm by arm."""
+    said = []
+    for name, values in losses.items():
+        share = sum(one["cost"]["flops"] for one in found[name]) / len(values) / always
+        if name in ("always full", "labels only"):
+            continue
+        gap = runs.t_interval([a - b for a, b in zip(values, losses["always full"], strict=True)])
+        gain = runs.t_interval([a - b for a, b in zip(values, losses["random rows"], strict=True)])
+        within = "within" if gap[0] <= MARGIN else "outside"
+        sure = "better" if gain[2] < 0 else "worse" if gain[1] > 0 else "not surely different"
+        cheap = "" if share <= MOST_FLOPS else f", but costs more than {MOST_FLOPS:.0%}"
+        against = "" if name == "random rows" else f"; {sure} than random rows"
+        said.append(f"{name}: {within} the margin of {MARGIN}{cheap}{against}.")
+    return said
+
+
+if __name__ == "__main__":
+    main()
