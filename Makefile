@@ -1,6 +1,6 @@
 # Two commands do it all on a fresh machine (Linux, Python 3.11+, make, a C compiler):
 #   make train    install, then distil and quantise the embedded default
-#   make test     install with the dev extra, then ruff and the tests known to pass
+#   make test     install with the dev extra, then ruff, mypy and the tests
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -11,12 +11,15 @@ SERVE  := .venv-serve
 train: $(VENV)/.installed
 	$(BIN)/python scripts/train.py recipe=distill_qat
 
-# the files of tests/passing.txt; `make test-all` runs every test and mypy
-test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -m "not serving and not nightly and not cuda" $$(cat tests/passing.txt)
+# two at a time, each test file in one process; OMP_NUM_THREADS keeps them from crowding each other
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+test: $(VENV)/.installed-dev lint types
+	$(PYTEST) -m "not serving and not nightly and not cuda"
+
+# the long ones too
 test-all: $(VENV)/.installed-dev lint types
-	$(BIN)/python -m pytest -m "not serving"
+	$(PYTEST) -m "not serving"
 
 # a second environment: vLLM's CPU build (3.5 GB) holds other versions than ours
 test-serving: $(VENV)/.installed-dev $(SERVE)/.installed
