@@ -110,7 +110,10 @@ class Teacher(Protocol):
 class LogitTerm(Protocol):
     """A loss on logits, evaluated chunk by chunk by `compress.distill.chunked.head_losses`."""
 
-    weight: float
+    @property
+    def weight(self) -> float:
+        """Factor of the term in the sum."""
+        ...
 
     def __call__(self, chunk: "LogitChunk") -> tuple[Tensor, Tensor]:
         """The summed loss (a scalar) over the chunk's rows and its gradient (C, V) by the logits."""  # noqa: E501

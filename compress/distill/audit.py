@@ -44,7 +44,7 @@ def distance_to(reference: DenseSignal, other: DenseSignal, step: Step) -> Tenso
     size = common_vocabulary(ours.vocab_size, theirs.vocab_size)
     totals_A = torch.zeros(sequences, device=step.rows_N.device)
     rows_per_chunk = max(1, CHUNK_ELEMENTS // size)
-    for rows_C in step.rows_N.split(rows_per_chunk):
+    for rows_C in step.rows_N.split(rows_per_chunk):  # type: ignore[no-untyped-call]
         slope = forward_kl(ours.log_probs(rows_C, size=size), theirs.log_probs(rows_C, size=size))
         totals_A.index_add_(0, rows_C // length, slope.value_C.float())
     counts_A = torch.bincount(step.rows_N // length, minlength=sequences)

@@ -149,9 +149,10 @@ class Router:
         for index, (name, path) in enumerate(self.paths.items()):
             left_A = torch.zeros_like(gap_A)
             if name != FULL:
-                exit_ = isinstance(path, ExitPath)
-                with torch.no_grad():
-                    used = path.through_lens(last[name]) if exit_ else last[name]
+                used = last[name]
+                if isinstance(path, ExitPath):
+                    with torch.no_grad():
+                        used = path.through_lens(used)
                 left_A = distance_to(last[FULL], used, few)
             sums[index].index_add_(0, bins_B[audited], (gap_A - left_A).cpu().double())
             counts[index].index_add_(0, bins_B[audited], torch.ones(len(audited)).double())
