@@ -46,7 +46,8 @@ def head_of(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModel: the model has none, or one that is not linear.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    get: Any = getattr(model, "get_output_embeddings", None)
+    head = get() if get else None
     if not isinstance(head, nn.Linear):
         raise UnsupportedModel(f"{type(model).__name__} has no linear output head")
     return head
@@ -116,5 +117,5 @@ def check_head_split(model: nn.Module) -> None:
 
 def config_of(model: nn.Module) -> Any:
     """The model's text configuration (multimodal models keep it one level down)."""
-    config = model.config
+    config: Any = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -81,7 +81,7 @@ def attach_transform(layer: nn.Module, transform: WeightTransform, *, name: str 
         raise ValueError(f"{type(transform).__name__} is attached to this layer already")
     parametrize.register_parametrization(layer, name, transform, unsafe=True)
     ordered = sorted([*chain, transform], key=lambda t: t.stage)
-    modules = layer.parametrizations[name]  # type: ignore[index, union-attr]
+    modules: Any = layer.parametrizations[name]  # type: ignore[index, union-attr]
     for index, module in enumerate(ordered):
         modules[index] = module
 
@@ -96,7 +96,7 @@ def transforms_of(layer: nn.Module, *, name: str = "weight") -> list[WeightTrans
 def trained_weight(layer: nn.Module, *, name: str = "weight") -> Tensor:
     """The weight the optimizer sees, before any transform."""
     if transforms_of(layer, name=name):
-        return layer.parametrizations[name].original  # type: ignore[index, union-attr, return-value]
+        return layer.parametrizations[name].original  # type: ignore[index, union-attr, return-value, no-any-return]
     return getattr(layer, name)  # type: ignore[no-any-return]
 
 

@@ -41,6 +41,7 @@ def build_feature_loss(
     model = getattr(teacher, "model", None)
     if kind == "attention":
         within = within or [attention_map_of(student)]
+        each: Any
         for each in (student, model):
             if hasattr(each, "set_attn_implementation"):
                 each.set_attn_implementation("eager")  # the others never hold the map

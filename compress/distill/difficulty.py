@@ -45,7 +45,8 @@ def _lowered(head: Head, hidden: Tensor) -> Head:
 def _measure(chunk: LogitChunk, measure: str) -> Tensor:
     log_p = chunk.log_probs()
     if measure == "entropy":
-        return -torch.linalg.vecdot(log_p.exp(), log_p)
+        entropy_C: Tensor = -torch.linalg.vecdot(log_p.exp(), log_p)
+        return entropy_C
     return -log_p.gather(1, chunk.labels_C[:, None]).squeeze(1)
 
 

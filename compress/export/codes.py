@@ -37,8 +37,9 @@ def unpack_int(packed_RW: Tensor, *, bits: int, columns: int) -> Tensor:
     positions = torch.arange(32, device=words.device)
     stream = ((words[..., None] >> positions) & 1).flatten(-2)[..., : columns * bits]
     weights = 2 ** torch.arange(bits, device=words.device)
-    unsigned = (stream.unflatten(-1, (columns, bits)) * weights).sum(-1)
-    return (unsigned - 2 ** (bits - 1)).float()
+    unsigned: Tensor = (stream.unflatten(-1, (columns, bits)) * weights).sum(-1)
+    signed: Tensor = unsigned - 2 ** (bits - 1)
+    return signed.float()
 
 
 def unpack_fp4(packed_RW: Tensor) -> Tensor:

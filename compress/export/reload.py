@@ -145,7 +145,9 @@ def reload_model(folder: str | Path, kind: type[nn.Module]) -> nn.Module:
         # now rather than in the first forward: FP4 comes out as bf16, whatever dtype was asked for
         with quiet():
             compressor.decompress_model(model)
-    return nn.Module.float(model)  # transformers' own refuses models that were quantised
+    # transformers' own `float` refuses models that were quantised
+    whole: nn.Module = nn.Module.float(model)
+    return whole
 
 
 @contextlib.contextmanager
