@@ -7,7 +7,9 @@ from compress.errors import BadInput, did_you_mean
 from compress.scripts.lib.config import recipes_folder
 
 
-def read_settings(words: list[str], *, name: str) -> dict[str, Any]:
+def read_settings(
+    words: list[str], *, name: str, required: tuple[str, ...] = ("model",)
+) -> dict[str, Any]:
     """The defaults of `recipes/<name>.yaml` with these words over them.
 
     Raises:
@@ -28,8 +30,7 @@ def read_settings(words: list[str], *, name: str) -> dict[str, Any]:
         else:
             settings[key], problem = _value(key, text, defaults[key])
             problems += [problem] if problem else []
-    if settings.get("model", "") is None:
-        problems.append("model must be given: model=FOLDER")
+    problems += [f"{k} must be given: {k}=PATH" for k in required if settings[k] is None]
     if problems:
         raise BadInput("\n".join(problems))
     return settings

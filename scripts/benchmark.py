@@ -1,0 +1,50 @@
+"""How fast a model is: `python scripts/benchmark.py model=... baseline=... engine=vllm`."""
+
+import sys
+
+HELP = """\
+How fast a model is, in a real engine, beside the original: one JSON and a plot.
+
+  python scripts/benchmark.py model=PATH [baseline=PATH] [engine=transformers] [key=value ...]
+
+Often used:
+  engine=transformers|onnxruntime|inductor|tvm|vllm|server
+  requests=16  rounds=4  concurrency=[1,8]   closed loop: latency, and throughput in batches
+  rates=[1,2,4]                              open loop: Poisson arrivals, latency against load
+  prompt_tokens=32-128  new_tokens=32  lengths=FILE.jsonl
+  price_per_hour=2.5                         dollars a million tokens
+  threads=2  dtype=bfloat16  device=cuda  options={max_model_len: 512}
+  engine=server url=http://127.0.0.1:8000    a running server, by `vllm bench serve` or guidellm
+  out=benchmark.json
+"""
+
+
+def main(words: list[str] | None = None) -> int:
+    """Measures and prints; answers the exit status (0 done, 2 bad input or a failed engine)."""
+    words = sys.argv[1:] if words is None else words
+    if not words or any(word in ("-h", "--help") for word in words):
+        print(HELP)
+        return 0 if words else 2
+    from compress.errors import BadInput, CompressError
+    from compress.scripts.lib.benchmark_settings import checked
+    from compress.scripts.lib.settings import read_settings
+
+    try:
+        served = any(w.startswith("url=") for w in words)
+        settings = read_settings(words, name="benchmark", required=() if served else ("model",))
+        if problems := checked(settings):
+            raise BadInput("\n".join(problems))
+        from compress.scripts.lib.benchmark_run import run  # heavy: only once all is sound
+
+        run(settings, words)
+        return 0
+    except CompressError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped; what was measured stands in out=.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""One benchmark: start the arms, run every load, write the figures after each, draw the plot."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from compress.errors import CompressError
+from compress.evaluate.arms import Arm
+from compress.evaluate.engines import EngineSettings
+from compress.evaluate.models import weight_bytes
+from compress.evaluate.paired import serve_closed, serve_open, summaries
+from compress.evaluate.workload import (
+    Job,
+    draw_lengths,
+    make_jobs,
+    poisson_arrivals,
+    read_lengths,
+)
+from compress.scripts.lib.benchmark_tables import load_plot, print_run
+from compress.scripts.lib.facts import machine, reproduce
+from compress.scripts.lib.run_folder import write_json
+
+
+def run(settings: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    """Every load in turn; whatever fails, the runs before it stand in `out`."""
+    result: dict[str, Any] = {
+        "schema": 1, "command": reproduce(words, "scripts/benchmark.py"), "machine": machine(),
+        "engine": settings["engine"], "status": "running", "settings": settings, "arms": {},
+        "runs": [],
+    }  # fmt: skip
+    try:
+        if settings["engine"] == "server":
+            from compress.scripts.lib.benchmark_server import run_servers
+
+            run_servers(settings, result, done=lambda: _save(settings, result))
+        else:
+            _run_arms(settings, result)
+        result["status"] = "finished"
+    except (CompressError, KeyboardInterrupt) as error:
+        result["status"], result["error"] = "failed", str(error) or type(error).__name__
+        raise
+    finally:
+        _save(settings, result)
+    return result
+
+
+def _save(settings: dict[str, Any], result: dict[str, Any]) -> None:
+    out = Path(settings["out"])
+    write_json(out, result)
+    if result["runs"]:
+        print_run(result["runs"][-1]) if result["status"] == "running" else None
+        load_plot(result, out.with_suffix(".png"))
+
+
+def _run_arms(settings: dict[str, Any], result: dict[str, Any]) -> None:
+    with ExitStack() as stack:
+        arms = {
+            name: stack.enter_context(_arm(name, settings))
+            for name in ("model", "baseline")
+            if settings[name]
+        }
+        for name, arm in arms.items():
+            result["arms"][name] = {"path": arm.path, **arm.facts, "bytes": size_of(arm.path)}
+        vocabulary = min(int(arm.facts["vocab_size"]) for arm in arms.values())
+        for concurrency in settings["concurrency"]:
+            jobs = _jobs(settings, vocabulary, batch=int(concurrency))
+            found = serve_closed(
+                arms, jobs, rounds=min(settings["rounds"], len(jobs)),
+                warm_up=settings["warm_up"],
+            )  # fmt: skip
+            load = {"loop": "closed", "concurrency": int(concurrency)}
+            _note(settings, result, arms, load, found)
+        for rate in settings["rates"]:
+            jobs = _jobs(settings, vocabulary, batch=1)
+            arrivals = poisson_arrivals(len(jobs), rate=rate, seed=settings["seed"])
+            found = serve_open(arms, jobs, arrivals, warm_up=settings["warm_up"])
+            _note(settings, result, arms, {"loop": "open", "rate": rate}, found)
+
+
+def _note(
+    settings: dict[str, Any], result: dict[str, Any], arms: dict[str, Arm],
+    load: dict[str, Any], found: Any,
+) -> None:  # fmt: skip
+    figures = summaries(found, price_per_hour=settings["price_per_hour"])
+    for name, arm in arms.items():
+        figures[name]["peak_bytes"] = arm.peak_bytes
+    result["runs"].append({**load, **figures})
+    _save(settings, result)
+
+
+def _arm(name: str, settings: dict[str, Any]) -> Arm:
+    chosen = EngineSettings(
+        threads=settings["threads"], dtype=settings["dtype"], device=settings["device"],
+        options=settings["options"] or {},
+    )  # fmt: skip
+    return Arm(
+        name, engine=settings["engine"], path=settings[name], settings=chosen,
+        python=settings["python"], timeout=settings["timeout"],
+    )  # fmt: skip
+
+
+def _jobs(settings: dict[str, Any], vocabulary: int, *, batch: int) -> list[Job]:
+    count, seed = settings["requests"], settings["seed"]
+    if settings["lengths"]:
+        lengths = read_lengths(settings["lengths"], count)
+    else:
+        lengths = draw_lengths(
+            count, prompt=settings["prompt_tokens"], new=settings["new_tokens"], seed=seed
+        )
+    return make_jobs(lengths, batch=batch, vocab_size=vocabulary, seed=seed)
+
+
+def size_of(path: str) -> int | None:
+    """Bytes of a model's weight files; None for a name on the hub."""
+    place = Path(path)
+    if not place.exists():
+        return None
+    return weight_bytes(place if place.is_dir() else place.parent)

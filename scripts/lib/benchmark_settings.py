@@ -1,0 +1,88 @@
+"""What can be wrong with a benchmark's settings, found before anything heavy is imported."""
+
+from pathlib import Path
+from typing import Any
+
+from compress.errors import did_you_mean
+from compress.scripts.lib.settings import check_installed, check_model_path, check_writable
+
+ENGINES = ("transformers", "onnxruntime", "inductor", "tvm", "vllm", "server")
+INSTALL = {
+    "onnxruntime": ("onnxruntime", "pip install 'compress-lm[onnx]'"),
+    "tvm": ("tvm", "pip install apache-tvm"),
+}
+
+
+def checked(settings: dict[str, Any]) -> list[str]:
+    """Every problem, one a line; ranges become pairs of numbers in place."""
+    engine = settings["engine"]
+    problems = [
+        *check_model_path("model", settings["model"]),
+        *check_model_path("baseline", settings["baseline"]),
+        *check_model_path("lengths", settings["lengths"], remote=False),
+        *check_writable("out", settings["out"]),
+    ]
+    if engine not in ENGINES:
+        hint = did_you_mean(engine, ENGINES)
+        problems.append(f"engine={engine} is unknown.{hint} There are: {', '.join(ENGINES)}")
+    if engine in INSTALL:
+        module, command = INSTALL[engine]
+        problems += check_installed(module, f"engine={engine}", command)
+    if engine in ("vllm", "server") and not Path(settings["python"]).exists():
+        problems.append(
+            f"engine={engine} needs vLLM, and there is no {settings['python']}: make test-serving "
+            "makes it; on a GPU: python -m venv .venv-serve && .venv-serve/bin/pip install vllm"
+        )
+    if engine == "server" and settings["generator"] not in ("vllm", "guidellm"):
+        problems.append(f"generator={settings['generator']}: use vllm or guidellm")
+    for key in ("requests", "rounds", "threads", "timeout"):
+        if settings[key] < 1:
+            problems.append(f"{key}={settings[key]}: must be at least 1")
+    if settings["price_per_hour"] is not None:
+        settings["price_per_hour"], problem = price(settings["price_per_hour"])
+        problems += [problem] if problem else []
+    for key in ("prompt_tokens", "new_tokens"):
+        settings[key], problem = length_range(key, settings[key])
+        problems += [problem] if problem else []
+    for key in ("concurrency", "rates"):
+        settings[key], problem = numbers(key, settings[key])
+        problems += [problem] if problem else []
+    if not settings["concurrency"] and not settings["rates"]:
+        problems.append("nothing to run: give concurrency=[1] or rates=[1]")
+    return problems
+
+
+def length_range(key: str, value: Any) -> tuple[tuple[int, int], str | None]:
+    """`32` or `32-128` as a pair.
+
+    >>> length_range("new_tokens", "32-128")[0]
+    (32, 128)
+    """
+    low, found, high = str(value).partition("-")
+    try:
+        return (int(low), int(high if found else low)), None
+    except ValueError:
+        return (1, 1), f"{key}={value}: a number or a range such as 32-128 is expected"
+
+
+def price(value: Any) -> tuple[float, str | None]:
+    """Dollars an hour, 0 or more."""
+    try:
+        dollars = float(value)
+    except (TypeError, ValueError):
+        return 0.0, f"price_per_hour={value}: a number of dollars is expected"
+    return dollars, None if 0 <= dollars < 1e9 else f"price_per_hour={value}: 0 or more"
+
+
+def numbers(key: str, value: Any) -> tuple[list[float], str | None]:
+    """A list of positive numbers."""
+    values = value if isinstance(value, list) else [value]
+    try:
+        found = [float(item) for item in values]
+    except (TypeError, ValueError):
+        return [], f"{key}={value}: a list of numbers is expected, such as [1,4]"
+    whole = key == "concurrency"
+    if any(item <= 0 or (whole and item != int(item)) for item in found):
+        kind = "whole numbers from 1 on" if whole else "numbers above 0"
+        return found, f"{key}={value}: {kind} are expected"
+    return found, None

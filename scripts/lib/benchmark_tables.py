@@ -1,0 +1,62 @@
+"""A benchmark's figures on the terminal, and its plot: latency against load."""
+
+from pathlib import Path
+from typing import Any
+
+from compress.scripts.lib.tables import _console, _say, _table
+
+ARMS = ("model", "baseline")
+
+
+def print_run(run: dict[str, Any]) -> None:
+    """One run: each arm's latencies and throughput, then the ratios."""
+    console = _console()
+    load = f"concurrency {run['concurrency']}" if "concurrency" in run else f"{run['rate']} a s"
+    heads = ["first token", "per token", "mean", "P50", "P95", "P99", "tokens/s", "requests/s"]
+    table = _table(
+        console, f"{run['loop']} loop, {load} (milliseconds)", ("arm", "left"),
+        *((head, "right") for head in heads),
+    )  # fmt: skip
+    for name in ARMS:
+        if name in run:
+            table.add_row(name, *_cells(run[name]))
+    console.print(table)
+    for name, ratio in run.get("ratios", {}).items():
+        said = f"{ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+        console.print(_say(console, f"{name}, model / baseline: {said}"))
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    latency = figures["latency_ms"]
+    times = [figures["first_token_ms"].get("mean"), figures["per_token_ms"].get("mean"),
+             *(latency.get(key) for key in ("mean", "p50", "p95", "p99"))]  # fmt: skip
+    rates = [figures["tokens_per_second"], figures["requests_per_second"]]
+    return ["-" if value is None else f"{value:,.2f}" for value in (*times, *rates)]
+
+
+def load_plot(result: dict[str, Any], path: Path) -> None:
+    """Latency against served load, closed and open loops apart; one line a percentile and arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), squeeze=False)
+    for axis, loop in zip(axes[0], ("closed", "open"), strict=True):
+        runs = [run for run in result["runs"] if run["loop"] == loop]
+        for name, colour in zip(ARMS, ("tab:blue", "tab:orange"), strict=True):
+            points = [run[name] for run in runs if name in run]
+            for key, style in (("p50", "-o"), ("p95", "--s")):
+                axis.plot(
+                    [p["requests_per_second"] for p in points],
+                    [p["latency_ms"][key] for p in points],
+                    style, color=colour, label=f"{name}, {key.upper()}",
+                )  # fmt: skip
+        axis.set(title=f"{loop} loop", xlabel="requests a second", ylabel="latency, ms")
+        axis.set_ylim(bottom=0)
+        if runs:
+            axis.legend()
+    figure.suptitle(f"Latency against load: {result['engine']}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
