@@ -65,7 +65,8 @@ class DynamicSparsity(CompressionCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fractions become optimizer steps; then the masks are attached."""
         if self.sparse is None:
-            self.settings = self.settings.over(run_length(trainer))
+            resumed = trainer.ckpt_path is not None
+            self.settings = self.settings.over(run_length(trainer), resumed=resumed)
         super().setup(trainer, pl_module, stage)
 
     def attach(self, student: nn.Module) -> None:

@@ -68,7 +68,8 @@ class StructuredPruning(CompressionCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fractions become optimizer steps; then the masks are attached."""
         if not self.masks:
-            self.schedule = self.schedule.over(run_length(trainer))
+            resumed = trainer.ckpt_path is not None
+            self.schedule = self.schedule.over(run_length(trainer), resumed=resumed)
         super().setup(trainer, pl_module, stage)
 
     def attach(self, student: nn.Module) -> None:

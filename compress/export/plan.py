@@ -141,7 +141,7 @@ def _layer_plan(name: str, layer: nn.Module, *, trained: bool) -> LayerPlan:
         _ = layer.weight
     records = [transform.scheme() for transform in transforms_of(layer)]
     _refuse_unknown(name, records)
-    masks = [r for r in records if r.kind == "mask"]
+    masks = [r for r in records if r.kind == "mask" and (trained or not _will_be_cut(r))]
     quantizer = _switched_on([r for r in records if r.kind == "quantize"], trained=trained)
     inputs = _switched_on(_input_records(layer, trained=trained), trained=trained)
     return LayerPlan(
@@ -155,6 +155,11 @@ def _layer_plan(name: str, layer: nn.Module, *, trained: bool) -> LayerPlan:
         pattern=_pattern_of(masks),
         scale_dtype=quantizer.details.get("scale_dtype") if quantizer else None,
     )
+
+
+def _will_be_cut(record: TransformRecord) -> bool:
+    # structured masks end as smaller shapes, not as zeros
+    return record.details.get("pattern") == "structured"
 
 
 def _kind_of(layer: nn.Module) -> str:

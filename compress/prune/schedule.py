@@ -32,13 +32,17 @@ class PruneSchedule:
         if comparable and self.start > self.stop:
             raise BadInput(f"start={self.start} comes after stop={self.stop}")
 
-    def over(self, total: int) -> "PruneSchedule":
+    def over(self, total: int, *, resumed: bool = False) -> "PruneSchedule":
         """The schedule in optimizer steps of a run of `total` steps.
+
+        Args:
+            total: optimizer steps of the whole run.
+            resumed: the run was let through before; it may be taken up to be looked at alone.
 
         Raises:
             BadInput: `stop` comes after the run's end: the model would not reach its sizes.
         """
-        if isinstance(self.stop, int) and self.stop > total:
+        if isinstance(self.stop, int) and self.stop > total and not resumed:
             raise BadInput(
                 f"stop={self.stop}, but the run ends after {total} optimizer steps, before the "
                 "model has its final widths; use a fraction of the run (stop=0.3), or train longer"

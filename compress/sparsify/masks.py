@@ -118,7 +118,7 @@ class Pattern:
         masks = []
         for index, scores in enumerate(cells):
             barred = scores if among is None else scores.masked_fill(~among[index], -1.0)
-            grouped = barred.reshape(len(barred), -1, self.group)
+            grouped = barred.reshape(len(barred), barred.shape[1] // self.group, self.group)
             # a stable sort breaks ties by index
             order = grouped.sort(dim=-1, descending=True, stable=True).indices
             chosen = torch.zeros_like(grouped, dtype=torch.bool)

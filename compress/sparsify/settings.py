@@ -93,13 +93,17 @@ class SparsitySettings:
                 f"density={self.final_density} and 1.0"
             )
 
-    def over(self, total: int) -> "SparsitySettings":
+    def over(self, total: int, *, resumed: bool = False) -> "SparsitySettings":
         """These settings with fractions as optimizer steps of a run of `total` steps.
+
+        Args:
+            total: optimizer steps of the whole run.
+            resumed: the run was let through before; it may be taken up to be looked at alone.
 
         Raises:
             BadInput: `stop` comes after the run's end, where the schedule would be cut off.
         """
-        if isinstance(self.stop, int) and self.stop > total:
+        if isinstance(self.stop, int) and self.stop > total and not resumed:
             raise BadInput(
                 f"stop={self.stop}, but the run ends after {total} optimizer steps, before the "
                 "masks are final; use a fraction of the run (stop=0.75), or train longer"

@@ -1,0 +1,215 @@
+"""Loss against density for each way of growth, on a small real Llama; and 2:4 + W8A8 + distillation.
+
+    COMPRESS_TEST_DATA=DIR python benchmarks/sparsity_table.py seeds=0,1,2 out=docs/results/NAME.json
+
+Dense model, teacher and starting point are `stories.adapted()`; all arms train equally long, with
+equal data and learning rate, the dense one too. Finished arms are kept in the cache, so that a
+stopped run goes on; several processes may share the work by `seeds=`.
+"""
+
+import copy
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import stories
+
+DEFAULTS = {"seeds": "0,1,2", "steps": "300", "batch": "8", "learning_rate": "1e-3",
+            "densities": "0.5,0.3,0.2,0.1,0.05", "rows": "256", "out": ""}  # fmt: skip
+WAYS: dict[str, dict[str, Any]] = {
+    "static magnitude": {"growth": "none"},
+    "SET": {"growth": "random"},
+    "RigL": {"growth": "gradient"},
+    "SR-STE": {"growth": "magnitude", "decay": 2e-4},
+    "gradual magnitude": {"growth": "magnitude", "schedule": "cubic", "decay": 2e-4},
+}
+TWO_IN_FOUR = "2:4 + W8A8 + distillation"
+GOAL = 0.984
+
+
+class Table:
+    """Measures arms, each once: what is known is read from the cache."""
+
+    def __init__(self, words: dict[str, str]) -> None:
+        self.words = words
+        self.steps, self.batch = int(words["steps"]), int(words["batch"])
+        self.rate = float(words["learning_rate"])
+        self.dense = stories.adapted().eval()
+        self.train_rows = stories.rows("train")
+        self.rows = stories.rows("valid")[: int(words["rows"])]
+        self.kept = stories.cache_folder() / "sparsity_table.jsonl"
+
+    def loss(self, arm: dict[str, Any], seed: int) -> float:
+        """The loss of an arm, from the cache where it is known."""
+        key = json.dumps({**arm, "seed": seed, "steps": self.steps, "batch": self.batch,
+                          "rate": self.rate, "rows": self.words["rows"],
+                          "subject": stories.ADAPT}, sort_keys=True)  # fmt: skip
+        lines = self.kept.read_text().splitlines() if self.kept.exists() else []
+        known = {line["key"]: line["loss"] for line in map(json.loads, lines)}
+        if key not in known:
+            begin = time.perf_counter()
+            known[key] = stories.loss_of(self.trained(arm, seed), self.rows)
+            with self.kept.open("a") as stream:
+                stream.write(json.dumps({"key": key, "loss": known[key]}) + "\n")
+            seconds = round(time.perf_counter() - begin, 1)
+            print(json.dumps({**arm, "seed": seed, "loss": known[key], "s": seconds}), flush=True)
+        return float(known[key])
+
+    def trained(self, arm: dict[str, Any], seed: int) -> Any:
+        """A copy of the dense model after training under masks (and quantisers, and a teacher)."""
+        from compress.sparsify.dynamics import SparseLayers
+        from compress.sparsify.settings import SparsitySettings
+        from compress.targets import choose_layers
+
+        model, sparse = copy.deepcopy(self.dense), None
+        if arm["way"] != "dense":
+            settings = SparsitySettings(
+                **arm.get("settings", {}), stop=0.75, every=0.05, seed=seed
+            ).over(self.steps)
+            sparse = SparseLayers(choose_layers(model), settings)
+        if arm["way"] == TWO_IN_FOUR:
+            from compress.quantize import prepare
+
+            prepare(model, scheme="W8A8")
+        return self.train(model, sparse, seed=seed, distil=arm.get("distil", False))
+
+    def train(self, model: Any, sparse: Any, *, seed: int, distil: bool) -> Any:
+        """The loop of a `DynamicSparsity` run, without a trainer."""
+        from compress.contract import Step, Want
+        from compress.distill.build import LogitSettings, teacher_term
+        from compress.distill.chunked import head_losses
+        from compress.distill.terms import LabelLoss
+        from compress.models import trace_causal_lm
+        from compress.module import parameter_groups
+        from compress.schedule import warmup_cosine
+        from compress.teachers.local import LocalTeacher
+
+        teacher = LocalTeacher(copy.deepcopy(self.dense)) if distil else None
+        groups = list(parameter_groups(model, self.rate, 0.0))
+        adam = torch.optim.AdamW(groups, lr=self.rate, betas=(0.9, 0.95), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            adam, lambda step: warmup_cosine(step, warmup=20, total=self.steps)
+        )
+        source = stories.batches(self.train_rows, batch=self.batch, seed=seed)
+        model.train()
+        for number in range(1, self.steps + 1):
+            data = next(source)
+            step = Step(batch=data, student=trace_causal_lm(model, data), teacher=teacher,
+                        want=Want(logits=True), number=number)  # fmt: skip
+            named: dict[str, Any] = {"labels": LabelLoss(weight=0.0 if distil else 1.0)}
+            if distil:
+                named["logits"] = teacher_term(step, LogitSettings(teacher_weight=1.0))
+            head_losses(step, named)[0].backward()
+            taken = sparse.take_dense_gradients(number) if sparse else {}
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            adam.step()
+            schedule.step()
+            adam.zero_grad()
+            if sparse:
+                sparse.advance(number, gradients=taken, optimizers=[adam])
+        return model
+
+
+def arms_of(densities: list[float]) -> list[tuple[str, float, dict[str, Any]]]:
+    """(way, density, arm) of every row."""
+    arms = [
+        (way, density, {"way": way, "settings": {**settings, "density": density}})
+        for density in densities
+        for way, settings in WAYS.items()
+    ]
+    srste = {"growth": "magnitude", "decay": 2e-4, "pattern": "2:4"}
+    arms += [
+        ("2:4, static magnitude", 0.5,
+         {"way": "2:4", "settings": {"growth": "none", "pattern": "2:4"}}),
+        ("2:4, SR-STE", 0.5, {"way": "2:4", "settings": srste}),
+        (TWO_IN_FOUR, 0.5, {"way": TWO_IN_FOUR, "settings": srste, "distil": True}),
+    ]  # fmt: skip
+    return arms
+
+
+def main() -> None:
+    """Measure, print, write."""
+    torch.set_num_threads(1)
+    words = {**DEFAULTS, **dict(word.split("=", 1) for word in sys.argv[1:])}
+    if unknown := words.keys() - DEFAULTS.keys():
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(DEFAULTS)}")
+    table, seeds = Table(words), [int(s) for s in words["seeds"].split(",")]
+    dense = [table.loss({"way": "dense"}, seed) for seed in seeds]
+    rows: list[list[Any]] = [["dense, trained alike", 1.0, *spread(dense), 1.0]]
+    for way, density, arm in arms_of([float(d) for d in words["densities"].split(",")]):
+        losses = [table.loss(arm, seed) for seed in seeds]
+        kept = statistics.fmean(math.exp(d - x) for d, x in zip(dense, losses, strict=True))
+        rows.append([way, density, *spread(losses), round(kept, 4)])
+        print(json.dumps(rows[-1]), flush=True)
+    if words["out"]:
+        write(Path(words["out"]), rows, table)
+
+
+def spread(losses: list[float]) -> list[float]:
+    """Mean and standard deviation over seeds."""
+    deviation = statistics.stdev(losses) if len(losses) > 1 else 0.0
+    return [round(statistics.fmean(losses), 4), round(deviation, 4)]
+
+
+def verdicts(rows: list[list[Any]]) -> list[str]:
+    """Which ways beat static masks at each density, and whether the 2:4 goal is met."""
+    by = {(row[0], row[1]): row for row in rows}
+    said = []
+    for density in dict.fromkeys(d for way, d in by if way == "static magnitude"):
+        static = by["static magnitude", density]
+        better = [w for w in WAYS if w != static[0] and by[w, density][2] < static[2]]
+        said.append(
+            f"{1 - density:.0%} zeros: {', '.join(better) or 'none'} below static magnitude "
+            f"({static[2]:.4f}); not: "
+            f"{', '.join(w for w in WAYS if w != static[0] and w not in better) or 'none'}."
+        )
+    kept = by[TWO_IN_FOUR, 0.5][4]
+    met = "met" if kept >= GOAL else "missed"
+    return [
+        *said,
+        f"{TWO_IN_FOUR}: keeps {kept:.2%} of the dense model's quality; goal {GOAL:.1%}, {met}.",
+    ]  # noqa: E501
+
+
+def write(path: Path, rows: list[list[Any]], table: Table) -> None:
+    """The results file."""
+    facts = {
+        "title": "Dynamic sparse training of a real Llama",
+        "question": "Do masks that move beat masks that stand, and what is left of the quality?",
+        "command": "COMPRESS_TEST_DATA=... python benchmarks/sparsity_table.py "
+        + " ".join(sys.argv[1:]),
+        "machine": f"{processor()}, {torch.get_num_threads()} thread",
+        "date": time.strftime("%Y-%m-%d"),
+        "columns": ["way", "density", "loss (nats/token)", "standard deviation", "kept"],
+        "rows": rows,
+        "notes": [
+            f"Subject, start and teacher: stories260k after {stories.ADAPT['steps']} steps on "
+            f"lower-cased stories. Every arm, the dense one too: {table.steps} steps of "
+            f"{table.batch} x {stories.LENGTH} tokens, AdamW at {table.rate:g}, cosine to 0; "
+            "labels alone, but for the last row (the dense start's distributions alone). Masks on "
+            "all linear layers but the head, uniform over layers; updates each 5 % of the run "
+            "until 75 %. Loss on 256 held-out rows; kept = exp(dense - loss); mean over "
+            f"seeds {table.words['seeds']} of data order and random growth.",
+            *verdicts(rows),
+        ],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def processor() -> str:
+    """Its name."""
+    with open("/proc/cpuinfo") as lines:
+        named = next((x for x in lines if x.startswith("model name")), ": unknown")
+    return named.partition(":")[2].strip()
+
+
+if __name__ == "__main__":
+    main()
