@@ -7,7 +7,7 @@ from compressed_tensors.quantization import QuantizationScheme
 from torch import nn
 
 from compress.errors import UnsupportedScheme
-from compress.quantize.inputs import QuantizeInput
+from compress.quantize.inputs import QuantizeInput, Shared
 from compress.quantize.transforms import QuantizeWeight
 from compress.transforms import INPUT_QUANTIZER, transforms_of
 
@@ -66,8 +66,9 @@ def tie(layers: list[nn.Module]) -> None:
             weight.set_scale(largest)
             weight.log_step = weights[0].log_step  # one parameter: learned together
     inputs = [q for layer in layers if (q := input_quantizer(layer)) is not None]
-    for other in inputs[1:]:
-        other.log_step = inputs[0].log_step
+    shared = Shared(len(inputs))
+    for quantizer in inputs if len(inputs) == len(layers) > 1 else ():
+        quantizer.log_step, quantizer.shared = inputs[0].log_step, shared
 
 
 def check_fused(

@@ -15,6 +15,33 @@ from compress.quantize.scales import Scales
 from compress.transforms import InputTransform, TransformRecord
 
 
+class Shared:
+    """One rounding for layers that read one tensor: the first computes, the last one clears.
+
+    Args:
+        readers: layers that read it, one after another.
+    """
+
+    def __init__(self, readers: int) -> None:
+        """Holds nothing yet."""
+        self.readers, self._left = readers, 0
+        self._values: Tensor | None = None
+        self._used: Tensor | None = None
+
+    def take(self, values: Tensor) -> Tensor | None:
+        """What was made of this very tensor, if it was; the last reader leaves nothing behind."""
+        if self._values is not values:
+            return None
+        used, self._left = self._used, self._left - 1
+        if self._left == 0:
+            self._values = self._used = None
+        return used
+
+    def keep(self, values: Tensor, used: Tensor) -> None:
+        """Note what was made of a tensor, for the other readers."""
+        self._values, self._used, self._left = values, used, self.readers - 1
+
+
 class QuantizeInput(Scales, InputTransform):
     """Rounds a layer's input: with a scale per token as it runs, or one calibrated scale.
 
@@ -52,6 +79,7 @@ class QuantizeInput(Scales, InputTransform):
         self.observer, self.percentile, self.pass_saturated = observer, percentile, pass_saturated
         self.observing, self.ready = False, args.dynamic is True
         self._counts: Tensor | None = None
+        self.shared: Shared | None = None
         static = args.dynamic is False
         two_level = args.strategy == "tensor_group"
         zero = torch.zeros(1, device=device)
@@ -111,6 +139,17 @@ class QuantizeInput(Scales, InputTransform):
             return values
         if not (self.enabled and self.ready):
             return values
+        # a compiler finds equal work by itself
+        shared = None if torch.compiler.is_compiling() else self.shared
+        found = shared.take(values) if shared is not None else None
+        if found is not None:
+            return found
+        used = self._rounded(values)
+        if shared is not None:
+            shared.keep(values, used)
+        return used
+
+    def _rounded(self, values: Tensor) -> Tensor:
         if self.args.dynamic is False:
             return fake_quantize(
                 values, self.learned_scale(), grid=self.grid, pass_saturated=self.pass_saturated

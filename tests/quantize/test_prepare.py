@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from compress.errors import BadInput, UnsupportedScheme
-from compress.quantize import SCHEMES, calibrate, calibration_batches, prepare, set_enabled, start
+from compress.quantize import (
+    SCHEMES,
+    QuantizeInput,
+    calibrate,
+    calibration_batches,
+    prepare,
+    set_enabled,
+    start,
+)
 from compress.quantize.fusion import input_quantizer, weight_quantizer
 from tests.tiny import TinyData, tiny_batch, tiny_llama
 
@@ -120,3 +128,28 @@ def test_calibration_without_samples_is_refused():
     prepare(model, scheme="W8A8", activations="static")
     with pytest.raises(BadInput, match="no batch"):
         calibrate(model, [])
+
+
+def test_layers_that_read_one_tensor_round_it_once(monkeypatch):
+    model = wide_llama()
+    layers = prepare(model, scheme="W8A8")
+    calls = []
+    honest = QuantizeInput._rounded
+    monkeypatch.setattr(
+        QuantizeInput, "_rounded", lambda self, x: calls.append(self.name) or honest(self, x)
+    )
+    first = model(**tiny_batch()).loss
+    endings = [name.rpartition(".")[2] for name in calls]
+    assert endings == ["q_proj", "o_proj", "gate_proj", "down_proj"]
+    for layer in layers.values():
+        input_quantizer(layer).shared = None
+    assert torch.equal(model(**tiny_batch()).loss, first)
+    assert len(calls) == 4 + 7
+
+
+def test_what_was_rounded_for_fused_layers_is_not_kept():
+    model = wide_llama()
+    layers = prepare(model, scheme="W8A8")
+    model(**tiny_batch())
+    kept = [input_quantizer(m).shared for m in layers.values()]
+    assert all(s is None or (s._values is None and s._used is None) for s in kept)
