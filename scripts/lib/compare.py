@@ -13,6 +13,7 @@ def compare_arms(run: Any) -> dict[str, float]:
     """Losses (nats a token) of the dense, post-training-quantised and label-only students."""
     dense = _train(run, lambda callback: callback.uses_teacher, label="dense")
     losses = {"dense": run.loss_of(dense)}
+    run.dense_texts = run.texts_of(dense)  # before it is quantised in place
     losses["ptq"] = _quantised_without_training(run, dense)
     losses["no_teacher"] = run.loss_of(
         _train(run, lambda callback: not callback.uses_teacher, label="no_teacher")

@@ -42,6 +42,7 @@ def compose(words: list[str], *, primary: str = "train") -> Any:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     _check_words(words)
     words = [_into_open_group(word) for word in words]
@@ -57,6 +58,8 @@ def compose(words: list[str], *, primary: str = "train") -> Any:
             OmegaConf.resolve(config)
         except (HydraException, OmegaConfBaseException) as error:
             raise BadInput(_first_line(error)) from error
+        except YAMLError as error:
+            raise BadInput(f"a recipe file is no YAML: {' '.join(str(error).split())}") from error
         except RecursionError as error:
             raise BadInput("the configuration refers to itself without end") from error
     _check_missing(config)
@@ -110,9 +113,11 @@ def _check_choice(group: str, choice: str) -> None:
     folder = recipes_folder() / group
     known = sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
     if choice not in known:
+        listed = ", ".join(known)
+        if group == "recipe":
+            listed = "\n" + "\n".join(f"  {n:24} {what}" for n, what in list_recipes().items())
         raise BadInput(
-            f"{group}={choice} is unknown.{did_you_mean(choice, known)} "
-            f"There are: {', '.join(known)}"
+            f"{group}={choice} is unknown.{did_you_mean(choice, known)} There are: {listed}"
         )
 
 

@@ -169,6 +169,54 @@ def verified(report: Mapping[str, Any]) -> bool | None:
     return all(entry.get("verified") is True for entry in exports) if exports else None
 
 
+NEGLIGIBLE = 0.002
+"""A loss of so many nats is within the noise of one run: no share of it means anything."""
+
+
+def won_back(report: Mapping[str, Any]) -> str:
+    """What training won back of the loss that quantising without training costs; "" if unknown.
+
+    >>> won_back({"quality": {"compare": {"dense": 3.0, "ptq": 3.2, "recovered": 0.75}}})
+    'Of what quantising without training loses, 75.0 % is won back.'
+    """
+    arms = pick(report, "quality.compare")
+    dense, ptq, share = (finite(pick(arms, key)) for key in ("dense", "ptq", "recovered"))
+    if dense is None or ptq is None:
+        return ""
+    if share is None or ptq - dense < NEGLIGIBLE:
+        return "Quantising without training lost nothing that could be won back."
+    return f"Of what quantising without training loses, {percent(share)} is won back."
+
+
+def said_of(settings: Any) -> str:
+    """A callback's main setting and those that differ from their recipe's defaults.
+
+    >>> said_of({"density": 0.5}), said_of({})
+    ('density=0.5', 'as it is by default')
+    """
+    target = settings.get("_target_") if isinstance(settings, Mapping) else None
+    defaults = _defaults(str(target))
+    main = next((key for key in defaults if key != "_target_"), None)
+    told = [
+        f"{key}={value}" for key, value in flat(settings)
+        if not key.startswith("_") and value != MISSING
+        and (key == main or value != defaults.get(key))
+    ]  # fmt: skip
+    return ", ".join(told) or "as it is by default"
+
+
+def _defaults(target: str) -> dict[str, str]:
+    import yaml
+
+    from compress.scripts.lib.config import recipes_folder
+
+    for path in sorted((recipes_folder() / "callbacks").glob("*.yaml")):
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if settings.get("_target_") == target:
+            return dict(flat(settings))
+    return {}
+
+
 def records(value: Any) -> list[dict[str, Any]]:
     """The mappings in a list; anything else is no record."""
     return [r for r in value if isinstance(r, dict)] if isinstance(value, list) else []

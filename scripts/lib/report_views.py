@@ -17,8 +17,10 @@ from compress.scripts.lib.report_data import (
     percent,
     pick,
     records,
+    said_of,
     times,
     verified,
+    won_back,
     words,
 )
 
@@ -116,8 +118,7 @@ def asked_of(report: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tup
     ]
     callbacks = asked.get("callbacks")
     for name, settings in callbacks.items() if isinstance(callbacks, Mapping) else ():
-        said = [f"{k}={v}" for k, v in flat(settings) if k != "_target_" and v != MISSING]
-        known.append((f"callbacks.{name}", ", ".join(said) or MISSING))
+        known.append((f"callbacks.{name}", said_of(settings)))
     everything = flat(asked)
     return (known, everything) if known else (everything, [])
 
@@ -159,12 +160,7 @@ def results_note(report: Mapping[str, Any]) -> str:
         "Sizes are bytes of weights; “smaller by” compares with the teacher"
         f"{'' if pick(report, 'size.teacher_bytes') else ' or, without one, the dense student'}."
     )
-    recovered = finite(pick(report, "quality.compare.recovered"))
-    if recovered is not None:
-        note += f" Of what quantising without training loses, {percent(recovered)} is won back."
-    elif pick(report, "quality.compare") is not None:
-        note += " Quantising without training lost nothing that could be won back."
-    return note
+    return f"{note} {won_back(report)}".strip()
 
 
 def curve_table(metrics: Metrics) -> dict[str, Any] | None:
@@ -193,11 +189,16 @@ def paths_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+FACTS = (
+    ("routing", "Routing"), ("sparsity", "Sparsity"), ("pruning", "Pruning"),
+    ("quantization", "Quantisation"), ("calibration", "Calibration"),
+)  # fmt: skip
+
+
 def sections_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Everything that is told by a plain table, where it is there."""
     sections = [_teacher_cost(report)]
-    for key, title in (("routing", "Routing"), ("sparsity", "Sparsity"), ("pruning", "Pruning"),
-                       ("calibration", "Calibration")):  # fmt: skip
+    for key, title in FACTS:
         value = report.get(key)
         if key == "routing" and isinstance(value, Mapping):
             value = {k: v for k, v in value.items() if k not in ("paths", "shares")}

@@ -74,6 +74,7 @@ class Run:
         self.config, self.path, self.resuming = config, path, resuming
         self.quality: dict[str, Any] = {"metric": "loss", "unit": "nats/token"}
         self.seconds: dict[str, float] = {}
+        self.dense_texts: list[str] = []
         self.report: dict[str, Any] = {
             "schema": 1,
             "recipe": recipe,
@@ -242,14 +243,19 @@ class Run:
         if self.config.task == "causal_lm":
             self.report["samples"] = self.samples(student)
 
+    def texts_of(self, model: torch.nn.Module) -> list[str]:
+        """What a model writes after each of the prompts; nothing where it writes no text."""
+        if self.config.task != "causal_lm":
+            return []
+        return list(sample_texts(model, self.data.tokenizer, PROMPTS, max_new_tokens=40))
+
     def samples(self, student: torch.nn.Module) -> list[dict[str, str]]:
-        """What teacher and student write after the same prompts."""
-        models = {"teacher": self.teacher_model, "compressed": student}
-        texts = {
-            who: sample_texts(model, self.data.tokenizer, PROMPTS, max_new_tokens=40)
-            for who, model in models.items()
-            if model is not None
-        }
+        """Teacher, dense student (of a comparison) and compressed student, side by side."""
+        texts = {"compressed": self.texts_of(student)}
+        if self.dense_texts:
+            texts = {"dense": self.dense_texts, **texts}
+        if self.teacher_model is not None:
+            texts = {"teacher": self.texts_of(self.teacher_model), **texts}
         return [
             {"prompt": prompt, **{who: texts[who][i] for who in texts}}
             for i, prompt in enumerate(PROMPTS)

@@ -15,15 +15,16 @@ from compress.scripts.lib.report_data import (
     bytes_text,
     duration,
     finite,
-    flat,
     loss_text,
     model_rows,
     number,
     percent,
     pick,
     records,
+    said_of,
     times,
     verified,
+    won_back,
     words,
 )
 
@@ -114,10 +115,11 @@ def _after(
     lines = []
     if report.get("status") != "finished":
         lines.append(("Status", f"{words(report.get('status'))}: {words(report.get('error'))}"))
-    kept, recovered = (finite(pick(report, f"quality.compare.{k}")) for k in ("kept", "recovered"))
+    kept = finite(pick(report, "quality.compare.kept"))
     if kept is not None:
-        won = f"; {percent(recovered)} of the PTQ loss won back" if recovered is not None else ""
-        lines.append(("Quality", f"{percent(kept)} of the dense student kept{won}"))
+        lines.append(("Quality", f"{percent(kept)} of the dense student kept"))
+    if won := won_back(report):
+        lines.append(("Won back", won))
     state = verified(report)
     said = {
         True: "yes: reloaded, equal to the trained model",
@@ -159,7 +161,7 @@ def _plan(
     ]
     callbacks = pick(config, "callbacks")
     for name, settings in callbacks.items() if isinstance(callbacks, Mapping) else ():
-        rows.append((f"callbacks.{name}", _settings(settings)))
+        rows.append((f"callbacks.{name}", said_of(settings)))
     rows += _work(config, data)
     rows.append(("memory", f"{bytes_text(_least_memory(teacher, student))} and activations"))
     if target := pick(config, "target"):
@@ -199,11 +201,6 @@ def _least_memory(teacher: Any | None, student: Any) -> int:
     return ADAM_BYTES * trained + frozen + (
         sum(_held(p) for p in teacher.parameters()) if teacher is not None else 0
     )  # fmt: skip
-
-
-def _settings(settings: Any) -> str:
-    said = [f"{k}={v}" for k, v in flat(settings) if not k.startswith("_") and v != MISSING]
-    return ", ".join(said) or "on"
 
 
 def _dtype(config: Mapping[str, Any]) -> str:

@@ -57,8 +57,9 @@ def test_both_readmes_show_the_same_code_and_commands():
 
 
 def test_every_callback_has_a_card_with_all_its_parts():
-    parts = ("Idea", "Equation", "Settings at their extremes", "Composes with", "Exports to",
-             "Measured", "Paper")  # fmt: skip
+    parts = (
+        "Idea", "Settings at their extremes", "Composes with", "Exports to", "Measured", "Paper",
+    )  # fmt: skip
     for name in compress.callbacks.__all__:
         source = getattr(compress.callbacks, name).__module__.rpartition(".")[2]
         if source == "base":

@@ -56,6 +56,20 @@ def test_missing_figures_are_dashes(report):
     assert "—" in text and "None" not in text and "nothing exported" in text
 
 
+def test_a_share_of_what_ptq_lost_is_told_only_where_it_means_something():
+    report = synthetic_report()
+    assert "83.9 % is won back" in last(report)
+    report["quality"]["compare"] |= {"ptq": 3.41209, "recovered": -99.0}
+    text = last(report)
+    assert "-9" not in text and "lost nothing that could be won back" in text
+
+
+def test_settings_are_told_where_they_differ_from_the_recipe():
+    qat = {"_target_": "compress.callbacks.QuantizationAwareTraining", "scheme": "W8A8"}
+    text = first({"callbacks": {"qat": {**qat, "init": "rtn", "percentile": 0.9}}})
+    assert "scheme=W8A8, percentile=0.9" in text and "init=" not in text
+
+
 def test_a_failed_run_says_so():
     assert "failed: no space" in last({"status": "failed", "error": "no space"})
 
