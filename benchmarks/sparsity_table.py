@@ -1,6 +1,6 @@
-"""Loss against density for each way of growth, on a small real Llama; and 2:4 + W8A8 + distillation.
+"""Loss against density for each way of growth, on a small real Llama; and 2:4 + W8A8 + teacher.
 
-    COMPRESS_TEST_DATA=DIR python benchmarks/sparsity_table.py seeds=0,1,2 out=docs/results/NAME.json
+    COMPRESS_TEST_DATA=DIR python benchmarks/sparsity_table.py out=docs/results/NAME.json
 
 Dense model, teacher and starting point are `stories.adapted()`; all arms train equally long, with
 equal data and learning rate, the dense one too. Finished arms are kept in the cache, so that a
@@ -175,7 +175,7 @@ def verdicts(rows: list[list[Any]]) -> list[str]:
     return [
         *said,
         f"{TWO_IN_FOUR}: keeps {kept:.2%} of the dense model's quality; goal {GOAL:.1%}, {met}.",
-    ]  # noqa: E501
+    ]
 
 
 def write(path: Path, rows: list[list[Any]], table: Table) -> None:

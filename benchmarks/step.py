@@ -2,7 +2,8 @@
 
     python benchmarks/step.py layers=4 hidden=256 seq=128 batch=4 dtype=float32 threads=1
 
-Prints one JSON line an arm: name, ratio (median over interleaved rounds), seconds, machine.
+Prints one JSON line an arm: name, ratio (median over interleaved rounds), seconds, machine, and
+`saved_extra`: bytes kept for the backward pass beyond the plain step's, over the weights' bytes.
 Arms take turns within each round, so that a drifting machine slows all of them alike.
 `arms=plain,w8a8` chooses; add one by a function in `ARMS`.
 """
@@ -133,6 +134,33 @@ def quantised_distilled(settings: Settings) -> Callable[[], None]:
     return distilled(settings, model)
 
 
+def add_masks(model: nn.Module) -> None:
+    """2:4 masks with a dense backward on every linear layer but the head, as SR-STE trains them."""
+    from compress.sparsify.dynamics import SparseLayers
+    from compress.sparsify.settings import SparsitySettings
+    from compress.targets import choose_layers
+
+    settings = SparsitySettings(pattern="2:4", decay=2e-4, stop=1000, every=100)
+    SparseLayers(choose_layers(model), settings)
+
+
+def masked(settings: Settings) -> Callable[[], None]:
+    """A mask in the chain of each weight; between two updates, as nearly every step is."""
+    model = model_of(settings)
+    add_masks(model)
+    return training_step(settings, model)
+
+
+def masked_quantised_distilled(settings: Settings) -> Callable[[], None]:
+    """Sparsity, quantisation and distillation in one step."""
+    from compress.quantize import prepare
+
+    model = model_of(settings)
+    add_masks(model)
+    prepare(model, scheme="W8A8")
+    return distilled(settings, model)
+
+
 ARMS: dict[str, Callable[[Settings], Callable[[], None]]] = {
     "plain": plain,
     "w8a8": quantised(scheme="W8A8"),
@@ -143,6 +171,8 @@ ARMS: dict[str, Callable[[Settings], Callable[[], None]]] = {
     "fp8_dynamic": quantised(scheme="FP8_DYNAMIC"),
     "logits": distilled,
     "w8a8_logits": quantised_distilled,
+    "mask": masked,
+    "mask_w8a8_logits": masked_quantised_distilled,
 }
 
 
@@ -153,6 +183,28 @@ def seconds_of(step: Callable[[], None], settings: Settings) -> float:
     if settings.device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter() - begin
+
+
+def saved_bytes(step: Callable[[], None]) -> int:
+    """Bytes that one step keeps for its backward pass; a tensor kept twice counts once."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step()
+    return sum(kept.values())
+
+
+def quantised_bytes(settings: Settings) -> int:
+    """Bytes of the weights that the quantised arms quantise."""
+    from compress.targets import choose_layers
+
+    layers = choose_layers(model_of(settings)).values()
+    return sum(m.weight.numel() * m.weight.element_size() for m in layers)
 
 
 def machine(settings: Settings) -> str:
@@ -179,12 +231,16 @@ def main() -> None:
         {name: seconds_of(step, settings) for name, step in steps.items()}
         for _ in range(settings.rounds)
     ]
+    # a compiled graph decides for itself what it keeps, and not through these hooks
+    kept = {} if settings.compile else {name: saved_bytes(step) for name, step in steps.items()}
+    weights = quantised_bytes(settings)
     for name in names:
         ratio = statistics.median(r[name] / r["plain"] for r in rounds)
         best = min(r[name] for r in rounds)
         line = {
             "name": name, "ratio": round(ratio, 3), "seconds": round(best, 5),
             "ratio_of_fastest": round(best / min(r["plain"] for r in rounds), 3),
+            "saved_extra": round((kept[name] - kept["plain"]) / weights, 3) if kept else None,
             "machine": machine(settings), **vars(settings),
         }  # fmt: skip
         print(json.dumps({k: v for k, v in line.items() if k != "arms"}))

@@ -19,6 +19,7 @@ from compress.prune.plan import Indices, PrunePlan, PruneSizes, make_plan
 from compress.prune.structure import Structure, structure_of
 from compress.transforms import (
     INPUT_QUANTIZER,
+    KV_QUANTIZER,
     Stage,
     WeightTransform,
     attach_input_quantizer,
@@ -152,6 +153,11 @@ Carried = dict[str, tuple[list[WeightTransform], Any]]
 
 def _carried(model: nn.Module, cuts: dict[str, Cut]) -> Carried:
     """Cut copies of every transform but the structured masks, which have done their work."""
+    if any(hasattr(module, KV_QUANTIZER) for module in model.modules()):
+        raise UnsupportedScheme(
+            "quantised keys and values do not follow a model that shrinks: leave the quantiser's "
+            "kv_cache null, or prune in a run of its own first"
+        )
     carried: Carried = {}
     problems: list[str] = []
     for name, layer in transformed_layers(model):
