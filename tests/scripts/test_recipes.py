@@ -25,7 +25,7 @@ def test_a_recipe_opens_with_purpose_command_hardware_and_result(name):
     purpose = next(line for line in opening if not line.startswith("# @"))
     assert purpose.startswith("# ") and purpose.rstrip().endswith(".")
     text = "\n".join(opening)
-    assert f"python scripts/train.py recipe={name}" in text and "Hardware:" in text
+    assert f"scripts/train.py recipe={name}" in text and "Hardware:" in text
     assert "Expected:" in text
 
 
