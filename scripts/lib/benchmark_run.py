@@ -81,7 +81,9 @@ def _note(
     settings: dict[str, Any], result: dict[str, Any], arms: dict[str, Arm],
     load: dict[str, Any], found: Any,
 ) -> None:  # fmt: skip
-    figures = summaries(found, price_per_hour=settings["price_per_hour"])
+    figures = summaries(
+        found, price_per_hour=settings["price_per_hour"], open_loop=load["loop"] == "open"
+    )
     for name, arm in arms.items():
         figures[name]["peak_bytes"] = arm.peak_bytes
     result["runs"].append({**load, **figures})

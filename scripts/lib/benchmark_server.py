@@ -149,7 +149,8 @@ def guidellm_command(
         raise BadInput("generator=guidellm is not installed: pip install guidellm")
     low, high = settings["prompt_tokens"]
     data = {"prompt_tokens": (low + high) // 2, "prompt_tokens_min": low,
-            "prompt_tokens_max": high, "output_tokens": max(settings["new_tokens"][1], 1)}  # fmt: skip
+            "prompt_tokens_max": high,
+            "output_tokens": max(settings["new_tokens"][1], 1)}  # fmt: skip
     kind = "concurrent" if "concurrency" in load else "poisson"
     rate = load.get("concurrency", load.get("rate"))
     return [program, "benchmark", "--target", url, "--model", model, "--data", json.dumps(data),

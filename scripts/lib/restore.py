@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from compress.errors import BadInput
 from compress.scripts.lib import build, hosts, trainer
 from compress.scripts.lib.checkpoints import load_checkpoint
+from compress.scripts.lib.config import recipes_folder
 from compress.scripts.lib.targets import check_targets
 
 
@@ -44,7 +45,7 @@ def restore_student(run_dir: str | Path, *, checkpoint: str = "last") -> Restore
     path = Path(run_dir)
     if not is_run_folder(path):
         raise BadInput(f"{path} is no run folder: it has no config.yaml and checkpoints/")
-    config = OmegaConf.load(path / "config.yaml")
+    config = _with_newer_settings(OmegaConf.load(path / "config.yaml"))
     check_targets(OmegaConf.to_container(config), list(config.allow_modules))
     saved = path / "checkpoints" / "last.ckpt" if checkpoint == "last" else Path(checkpoint)
     state = load_checkpoint(saved)
@@ -66,6 +67,14 @@ def restore_student(run_dir: str | Path, *, checkpoint: str = "last") -> Restore
     for callback in callbacks:
         module.student = getattr(callback, "finalise", lambda m: m)(module.student)
     return Restored(student=module.student.eval(), data=data, config=config)
+
+
+def _with_newer_settings(config: Any) -> Any:
+    """The run's configuration; settings that are newer than it have their defaults."""
+    for group, name in (("trainer", "cpu"), ("training", "default")):
+        defaults = OmegaConf.load(recipes_folder() / group / f"{name}.yaml")
+        config[group] = OmegaConf.merge(defaults, config[group])
+    return config
 
 
 class _Hold(L.Callback):
