@@ -81,8 +81,9 @@ class JsonClient:
     def _once(self, method: str, path: str, body: Any, max_bytes: int) -> Any:
         connection, cut = self._connection(), threading.Event()
         try:
-            with _cut_after(self.timeout, connection, cut):
+            with _cut_after(self.timeout, connection, cut) as sockets:
                 connection.connect()
+                sockets.append(connection.sock)
                 answer, received = self._exchange(connection, method, path, body, max_bytes)
         except ssl.SSLCertVerificationError as error:
             raise BadInput(
@@ -146,19 +147,25 @@ class JsonClient:
 @contextmanager
 def _cut_after(
     seconds: float, connection: http.client.HTTPConnection, cut: threading.Event
-) -> Iterator[None]:
-    """Ends the connection: a socket's own timeout starts anew with every byte that drips in."""
+) -> Iterator[list[socket.socket]]:
+    """Ends the connection: a socket's own timeout starts anew with every byte that drips in.
+
+    The caller adds the socket once there is one: a connection forgets its own where the server
+    means to close it, and the answer goes on reading from it all the same.
+    """
+    sockets: list[socket.socket] = []
 
     def stop() -> None:
         cut.set()
         with suppress(OSError, AttributeError):  # not connected yet: connecting has a timeout
-            connection.sock.shutdown(socket.SHUT_RDWR)  # close() would not wake a reader
+            opened = sockets[0] if sockets else connection.sock
+            opened.shutdown(socket.SHUT_RDWR)  # close() would not wake a reader
 
     watch = threading.Timer(seconds, stop)
     watch.daemon = True
     watch.start()
     try:
-        yield
+        yield sockets
     finally:
         watch.cancel()
 
