@@ -18,7 +18,7 @@ BY_NAME = [
     "os.system", "subprocess.Popen", "builtins.eval", "eval", "compress_evil.Callback",
     "lightningx.Callback", "torch._C.something", "compress.__main__", "torch..hub", ".torch.hub",
     "torch.hub.", "torch.hub;os", "compress.callbacks.Qat\n", "", 3, None, ["os"],
-    "\u217dompress.data", "compress.callbacks.Qat\n", "", 3, None, ["os"],
+    "\u217dompress.data",
 ]  # fmt: skip
 BY_NATURE = [
     "compress.data.store.os.system",
