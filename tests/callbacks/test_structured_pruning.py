@@ -1,5 +1,9 @@
 """Structured pruning in a real run: masks while training, a smaller model after, exact resume."""
 
+import os
+import subprocess
+import sys
+
 import lightning as L
 import pytest
 import torch
@@ -106,6 +110,18 @@ def test_resume_is_bit_exact_with_everything_at_once(cut, tmp_path):
     assert again[0].history == whole[0].history and again[0].plan == whole[0].plan
     ours, theirs = (finalised(c, m) for c, m in ((again, resumed), (whole, expected)))
     assert all(a.equal(b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_two_ranks_agree_and_resume_exactly_with_everything_at_once(tmp_path):
+    """DDP over gloo, accumulation 3, clipping, bf16-mixed: masks, plans and weights are equal."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        "-m", "tests.callbacks.sparse_rank", str(tmp_path),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "rank 0: equal" in done.stdout and "rank 1: equal" in done.stdout
 
 
 def test_a_finished_run_taken_up_again_gives_the_same_small_model(tmp_path):
