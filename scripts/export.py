@@ -53,12 +53,10 @@ def checked(words: list[str]) -> dict[str, Any]:
     from compress.errors import BadInput, did_you_mean
     from compress.scripts.lib.settings import check_installed, read_settings
 
-    settings = read_settings(words, name="export")
+    settings = read_settings(words, name="export", required=("run_dir",))
     problems = []
     run_dir, target = settings["run_dir"], settings["target"]
-    if run_dir is None:
-        problems.append("run_dir must be given: run_dir=FOLDER, as scripts/train.py wrote it")
-    elif not (Path(run_dir) / "config.yaml").is_file():
+    if not (Path(run_dir) / "config.yaml").is_file():
         problems.append(f"run_dir={run_dir}: no run folder: there is no config.yaml in it")
     if target is not None and target not in TARGETS:
         hint = did_you_mean(target, TARGETS)

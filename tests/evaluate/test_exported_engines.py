@@ -1,0 +1,117 @@
+"""Engines that compile a graph answer as the model does, and refuse what they cannot read."""
+
+import json
+
+import pytest
+import torch
+
+from compress.errors import BadInput
+from compress.evaluate.engines import EngineSettings, load_engine
+from tests.export.onnx_models import exported, student_of, tiny_bert
+from tests.tiny import tiny_llama
+
+
+def tokens_and_mask(rows=2, length=11):
+    tokens = torch.randint(0, 128, (rows, length), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(tokens)
+    mask[1:, length // 2 :] = 0
+    return tokens, mask
+
+
+def saved(model, folder):
+    model.eval().save_pretrained(folder)
+    return model
+
+
+def gap(engine, model):
+    tokens, mask = tokens_and_mask()
+    with torch.no_grad():
+        told = model(input_ids=tokens, attention_mask=mask).logits
+    return float((engine.forward(tokens, mask) - told).abs().max())
+
+
+def test_onnxruntime_opens_an_export_at_full_speed_and_answers_like_the_student():
+    engine = load_engine("onnxruntime", exported("decoder", "int8").path, EngineSettings())
+    assert (engine.vocab_size, engine.generates) == (128, True)
+    assert gap(engine, student_of("decoder", "int8")) < 0.01
+
+
+def test_onnxruntime_knows_a_classifier():
+    engine = load_engine("onnxruntime", exported("encoder", "int8").path, EngineSettings())
+    assert not engine.generates
+    assert gap(engine, student_of("encoder", "int8")) < 0.01
+
+
+def test_onnxruntime_continues_greedily():
+    path = exported("decoder", "int8").path / "model.onnx"
+    engine = load_engine("onnxruntime", path, EngineSettings())
+    tokens, steps = tokens_and_mask()[0], []
+    written = engine.generate(tokens, new_tokens=3, on_token=lambda: steps.append(1))
+    assert written.shape == (2, 3)
+    assert len(steps) == 3
+    assert torch.equal(written[:, 0], engine.forward(tokens)[:, -1].argmax(-1))
+
+
+def test_onnxruntime_exports_a_dense_checkpoint_on_the_spot(tmp_path):
+    model = saved(tiny_llama(layers=1), tmp_path)
+    assert gap(load_engine("onnxruntime", tmp_path, EngineSettings()), model) < 1e-5
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("make", [tiny_llama, tiny_bert])
+def test_inductor_compiles_a_dense_checkpoint(tmp_path, make):
+    model = saved(make(layers=1), tmp_path)
+    assert gap(load_engine("inductor", tmp_path, EngineSettings()), model) < 1e-5
+
+
+@pytest.mark.nightly
+def test_tvm_compiles_a_dense_checkpoint(tmp_path):
+    pytest.importorskip("tvm", reason="pip install 'compress-lm[tvm]'")
+    model = saved(tiny_llama(layers=1), tmp_path)
+    assert gap(load_engine("tvm", tmp_path, EngineSettings()), model) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "inductor"])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"device": "tpu"}, "device=tpu"),
+        ({"dtype": "bfloat16"}, "dtype=bfloat16"),
+        ({"options": {"speed": 9}}, "no option speed"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(tmp_path, engine, settings, said):
+    saved(tiny_llama(layers=1), tmp_path)
+    with pytest.raises(BadInput, match=said):
+        load_engine(engine, tmp_path, EngineSettings(**settings))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "inductor"])
+def test_a_quantised_checkpoint_is_sent_to_the_right_export(tmp_path, engine):
+    saved(tiny_llama(layers=1), tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "quantization_config": {"format": "int-quantized"}}))
+    with pytest.raises(BadInput, match="target=tensorrt"):
+        load_engine(engine, tmp_path, EngineSettings())
+
+
+def test_what_is_not_there_or_damaged_is_named(tmp_path):
+    with pytest.raises(BadInput, match="absent"):
+        load_engine("onnxruntime", tmp_path / "absent", EngineSettings())
+    with pytest.raises(BadInput, match=r"config\.json"):
+        load_engine("onnxruntime", tmp_path, EngineSettings())
+    saved(tiny_llama(layers=1), tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(BadInput, match="does not open in onnxruntime"):
+        load_engine("onnxruntime", tmp_path, EngineSettings())
+    (tmp_path / "other.onnx").write_bytes(b"")
+    with pytest.raises(BadInput, match="several ONNX files"):
+        load_engine("onnxruntime", tmp_path, EngineSettings())
+
+
+def test_a_package_of_another_machine_is_told(tmp_path):
+    saved(tiny_llama(layers=1), tmp_path)
+    (tmp_path / "model.pt2").write_bytes(b"no package")
+    with pytest.raises(BadInput, match="compile it on this machine"):
+        load_engine("inductor", tmp_path, EngineSettings())

@@ -1,0 +1,122 @@
+"""`scripts/export.py`: a trained run becomes any target's folder, equal to what was trained."""
+
+import json
+
+import onnx
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from compress.export.tensorrt_calibration import read_cache
+from compress.export.write import WRITERS
+from compress.scripts.export import HELP, TARGETS, main
+from tests.scripts.small_run import small_run
+
+STATIC = "callbacks.qat.activations=static"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with static INT8, exported for TensorRT by the train script itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        folder = tmp_path_factory.mktemp("runs") / "static"
+        status, report = small_run(folder, "recipe=qat", STATIC, "target=tensorrt")
+        assert status == 0
+        yield folder, report
+
+
+def test_the_train_script_exports_for_tensorrt_itself(trained):
+    folder, report = trained
+    (entry,) = report["exports"]
+    assert (entry["target"], entry["scheme"], entry["verified"]) == ("tensorrt", "W8A8", True)
+    onnx.checker.check_model(str(folder / entry["path"] / "model.onnx"), full_check=True)
+    assert (folder / entry["path"] / "trtexec.sh").is_file()
+
+
+def test_dynamic_inputs_are_refused_before_training(trained, tmp_path, capsys):
+    status, report = small_run(tmp_path / "dynamic", "recipe=qat", "target=tensorrt")
+    assert status == 2
+    assert "activations=static" in capsys.readouterr().err
+    assert report["status"] == "failed"
+    assert not (tmp_path / "dynamic" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_bundle_for_vllm_has_the_trained_codes_a_measured_card_and_manifests(trained, capsys):
+    folder, _ = trained
+    words = [f"run_dir={folder}", "target=vllm", "bundle=true", "gpu=H100", "licence=mit",
+             "name=Tiny One"]  # fmt: skip
+    assert main(words) == 0
+    assert "codes, scales and zeros equal" in capsys.readouterr().out
+    place = folder / "export" / "vllm"
+    card = (place / "README.md").read_text()
+    assert "license: mit" in card
+    assert "this export (95% interval" in card
+    assert "[" in card.partition("this export")[2].partition("\n")[0]
+    spec = yaml.safe_load((place / "deploy/kubernetes/deployment.yaml").read_text())
+    assert spec["metadata"]["name"] == "tiny-one"
+    resource = spec["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert next(iter(resource)).startswith("nvidia.com/mig-")
+    same_codes(place, folder / "export" / "tensorrt")
+
+
+def same_codes(vllm, tensorrt):
+    """Two exports of one run hold one set of codes."""
+    tensors = load_file(vllm / "model.safetensors")
+    graph = onnx.load(tensorrt / "model.onnx").graph
+    found = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    name = "model.layers.0.mlp.down_proj"
+    assert (found[f"{name}/weight"] == tensors[f"{name}.weight"].numpy().T).all()
+    assert (found[f"{name}/input_scale"] == tensors[f"{name}.input_scale"].numpy()).all()
+
+
+def test_the_report_lists_every_export_once(trained):
+    folder, _ = trained
+    for _ in range(2):
+        assert main([f"run_dir={folder}", "target=transformers"]) == 0
+    paths = [e["path"] for e in json.loads((folder / "report.json").read_text())["exports"]]
+    assert paths.count("export/transformers") == 1
+    assert "export/tensorrt" in paths
+
+
+def test_calibration_is_written_beside(trained, tmp_path):
+    folder, _ = trained
+    words = [f"run_dir={folder}", "target=tensorrt", "calibration=true", f"path={tmp_path / 'out'}"]
+    assert main(words) == 0
+    assert read_cache((tmp_path / "out" / "implicit" / "calibration.cache").read_text())
+
+
+def test_modelopt_refuses_int8_and_leaves_no_folder(trained, capsys):
+    folder, _ = trained
+    assert main([f"run_dir={folder}", "target=modelopt"]) == 2
+    assert "scheme=FP8 or scheme=NVFP4" in capsys.readouterr().err
+    assert not (folder / "export" / "modelopt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["target=vllm"], "run_dir must be given"),
+        (["run_dir=nowhere", "target=tensort"], "Did you mean 'tensorrt'"),
+        (["run_dir=nowhere"], "no run folder"),
+        (["run_dir=nowhere", "bundel=true"], "Did you mean 'bundle'"),
+        (["run_dir=nowhere", "target=vllm", "calibration=true"], "is for target=tensorrt"),
+    ],
+)
+def test_bad_input_is_told_with_the_way_out(words, said, capsys):
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_told(trained, tmp_path, capsys):
+    folder, _ = trained
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes((folder / "checkpoints" / "last.ckpt").read_bytes()[:2000])
+    assert main([f"run_dir={folder}", "target=vllm", f"checkpoint={damaged}"]) == 2
+    assert "damaged.ckpt" in capsys.readouterr().err
+
+
+def test_the_script_names_the_targets_that_there_are(capsys):
+    assert set(TARGETS) == set(WRITERS)
+    assert main(["--help"]) == 0
+    assert all(target in HELP for target in TARGETS)
