@@ -56,6 +56,8 @@ class MaskWeight(WeightTransform):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight."""
+        if self.learning_mask is self.forward_mask:
+            return weight * self.forward_mask
         used: Tensor = _Mask.apply(weight, self.forward_mask, self.learning_mask, self.decay)  # type: ignore[no-untyped-call]
         return used
 

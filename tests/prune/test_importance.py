@@ -80,3 +80,13 @@ def test_an_unknown_criterion_and_no_data_are_refused():
         scores_of(tiny_llama(), "tailor")
     with pytest.raises(BadInput, match="at least one batch"):
         measure(tiny_llama(), structure_of(tiny_llama()), [])
+
+
+def test_a_compiled_model_is_measured_all_the_same():
+    """Hooks set after compiling never fire in a compiled call: measuring goes round it."""
+    model = tiny_llama()
+    expected = scores_of(model)
+    model.compile(backend="eager")
+    model(**tiny_batch())
+    torch.testing.assert_close(scores_of(model).ffn, expected.ffn)
+    torch._dynamo.reset()

@@ -87,3 +87,15 @@ def test_the_exporter_sees_mask_pattern_and_density():
     assert record.kind == "mask"
     assert record.details == {"pattern": "unstructured", "density": 0.25}
     assert record.tensors["mask"].equal(layer.weight != 0)
+
+
+def test_a_mask_compiles_without_a_graph_break():
+    layer, transform = masked_linear()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    compiled(torch.ones(1, 8)).sum().backward()
+    assert (trained_weight(layer).grad != 0).equal(transform.forward_mask)
+    transform.dense_backward = True  # the schedule opens it: compiled anew, not ignored
+    trained_weight(layer).grad = None
+    compiled(torch.ones(1, 8)).sum().backward()
+    assert (trained_weight(layer).grad != 0).all()
+    torch._dynamo.reset()
