@@ -4,6 +4,7 @@ from compress.data.classification import classification
 from compress.data.hub import hub
 from compress.data.instruction import instruction
 from compress.data.loader import ResumableLoader, sequential_loader
+from compress.data.python_families import python_families
 from compress.data.python_stdlib import python_stdlib
 from compress.data.text_data import TextData
 from compress.data.text_files import text_files
@@ -14,6 +15,7 @@ __all__ = [
     "classification",
     "hub",
     "instruction",
+    "python_families",
     "python_stdlib",
     "sequential_loader",
     "text_files",

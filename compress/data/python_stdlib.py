@@ -74,9 +74,20 @@ def python_stdlib(
     what = "the standard library" if roots is None else ", ".join(f.name for f in folders)
     words = f"Python source files of {what}: {len(files)} files"
     source = packed_source(
-        rows, content=_content(files), words=words, length=sequence_length, skipped=skipped
+        rows, content=content_of_files(files), words=words, length=sequence_length, skipped=skipped
     )
     return prepare(source, settings=settings, tokenizer=tokenizer, cache_dir=cache_dir)
+
+
+def read_source_files(
+    roots: str | Sequence[str] | None, exclude: Sequence[str]
+) -> tuple[list[SourceFile], dict[str, int]]:
+    """Every file below the roots, and how many were left out for which reason.
+
+    Raises:
+        BadInput: a root is no folder, or holds no Python file.
+    """
+    return _read(_folders(roots), frozenset(exclude))
 
 
 def _folders(roots: str | Sequence[str] | None) -> list[Path]:
@@ -136,7 +147,8 @@ def _limit(files: list[SourceFile], max_bytes: int | None, seed: int) -> list[So
     return kept
 
 
-def _content(files: Sequence[SourceFile]) -> str:
+def content_of_files(files: Sequence[SourceFile]) -> str:
+    """A hash of all names and texts."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         digest.update(f"{file.name}\0{len(file.text)}\0".encode())

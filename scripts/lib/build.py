@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from compress.checkpoint_student import student_from_checkpoint
 from compress.errors import BadInput, UnsupportedModel
 from compress.models import config_of
+from compress.scripts.lib.embedded import embedded_model
 from compress.scripts.lib.targets import import_callback, import_data
 from compress.students import student_from_teacher
 from compress.teachers.checkpoints import checkpoint_folder
@@ -93,33 +94,9 @@ def embedded_key(config: DictConfig, data: Any) -> str:
     """A hash of all that decides the embedded teacher's weights."""
     teacher = {k: v for k, v in config.teacher.items() if k not in NOT_OF_THE_WEIGHTS}
     facts = {"teacher": teacher, "data": data.fingerprint, "torch": torch.__version__, "format": 1}
+    if config.task != "causal_lm":
+        facts["task"] = config.task
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def embedded_model(config: DictConfig, data: Any) -> torch.nn.Module:
-    """An untrained Llama of the embedded teacher's shape."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    width = config.teacher.hidden
-    length = len(data.train[0]["input_ids"])
-    eos = data.tokenizer.eos_token_id
-    torch.manual_seed(config.teacher.seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(data.tokenizer),
-            hidden_size=width,
-            # a multiple of 128, so that every group size divides it
-            intermediate_size=-(-width * 8 // 3 // 128) * 128,
-            num_hidden_layers=config.teacher.layers,
-            num_attention_heads=max(width // 32, 1),
-            num_key_value_heads=max(width // 64, 1),
-            max_position_embeddings=max(2 * length, 512),
-            tie_word_embeddings=False,
-            bos_token_id=data.tokenizer.bos_token_id,
-            eos_token_id=eos,
-            pad_token_id=data.tokenizer.pad_token_id,
-        )
-    )
 
 
 def train_embedded(config: DictConfig, data: Any, *, metrics: Path) -> torch.nn.Module:
@@ -137,7 +114,7 @@ def train_embedded(config: DictConfig, data: Any, *, metrics: Path) -> torch.nn.
     module = train(
         student=embedded_model(config, data), teacher=None, data=data, trainer=trainer,
         training=training, callbacks=[], loggers=[JsonlLogger(metrics, "teacher")],
-        seed=config.teacher.seed, verbose=config.verbose,
+        seed=config.teacher.seed, task=config.task, verbose=config.verbose,
     )  # fmt: skip
     return module.student
 
@@ -163,6 +140,9 @@ def build_student(
         except UnsupportedModel:
             if teacher is None:
                 raise
+    if folder is not None and config.task != "causal_lm":
+        # read again: the teacher in memory may be rounded to its own dtype by now
+        teacher = load_hf_teacher(str(folder), task=config.task)
     if teacher is None:
         raise BadInput(f"student={kind} is made of a teacher, but teacher=none: use student=hf")
     layers = config.student.layers or config_of(teacher).num_hidden_layers

@@ -13,6 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from compress.errors import BadInput, CompressError
+from compress.evaluate.classifier_loss import classifier_loss
+from compress.evaluate.classify import classification_accuracy
 from compress.evaluate.quality import token_loss
 from compress.evaluate.samples import sample_texts
 from compress.export.card import CardFacts
@@ -72,7 +74,8 @@ class Run:
     ) -> None:
         """Nothing is built yet."""
         self.config, self.path, self.resuming = config, path, resuming
-        self.quality: dict[str, Any] = {"metric": "loss", "unit": "nats/token"}
+        unit = "nats/example" if config.task == "classification" else "nats/token"
+        self.quality: dict[str, Any] = {"metric": "loss", "unit": unit}
         self.seconds: dict[str, float] = {}
         self.dense_texts: list[str] = []
         self.report: dict[str, Any] = {
@@ -111,6 +114,8 @@ class Run:
             self.measure_before(student)
         module = self.train_student(student)
         self.quality["compressed"] = self.loss_of(module.student)
+        if self.config.task == "classification" and self.leads:
+            self.quality["accuracy"] = self.accuracies(module.student)
         if launch.several_ranks():
             # before the ranks part: the export's libraries work together wherever they can
             self.compare()
@@ -148,9 +153,21 @@ class Run:
             first_table(self.config, data=self.data, teacher=self.teacher_modules, student=student)
 
     def loss_of(self, model: torch.nn.Module) -> float:
-        """Mean nats a token on the validation batches that all models share."""
+        """Mean nats a token (or example) on the validation batches that all models share."""
         batches = trainer.validation_batches(self.data, self.config.trainer)
+        if self.config.task == "classification":
+            return classifier_loss(model, batches())
         return float(token_loss(model, batches()).loss)
+
+    def accuracies(self, student: torch.nn.Module) -> dict[str, float]:
+        """Share of validation examples that teacher and student put into their class."""
+        models = {"teacher": self.teacher_model, "compressed": student}
+        batches = trainer.validation_batches(self.data, self.config.trainer)
+        return {
+            who: classification_accuracy(model, batches()).accuracy
+            for who, model in models.items()
+            if model is not None
+        }
 
     def train_student(self, student: torch.nn.Module) -> Any:
         """The compressed run itself, with checkpoints and loggers."""
