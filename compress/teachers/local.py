@@ -170,8 +170,9 @@ def load_hf_teacher(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot load the teacher {path!r}: {error}") from error
+    except Exception as error:  # a damaged file raises whatever its reader likes
+        reason = str(error).strip() or repr(error)
+        raise BadInput(f"cannot load the teacher {path!r}: {reason}") from error
     return model.requires_grad_(False).eval()
 
 

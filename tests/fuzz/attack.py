@@ -1,0 +1,197 @@
+"""Broken inputs against what reads them: an error of ours, or success; nothing else.
+
+`python -m tests.fuzz.attack --inputs 10000 --seed 0 --out docs/results/fuzz.json`
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import platform
+import random
+import resource
+import signal
+import tempfile
+import time
+import traceback
+from collections import Counter
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from compress.data import text_files
+from compress.data.read_files import ROWS, kind_of, read_blocks, read_rows, text_in
+from compress.errors import CompressError
+from compress.scripts.lib.checkpoints import load_checkpoint
+from compress.scripts.lib.checks import check_paths
+from compress.scripts.lib.config import compose
+from compress.teachers.local import load_hf_teacher
+from tests.data.texts import story_rows, write_lines
+from tests.fuzz import inputs
+from tests.tiny import tiny_llama
+
+SECONDS = 30
+"""Longer is a hang."""
+
+SHARES = {
+    "recipes": 0.25, "data files": 0.4, "data caches": 0.05, "checkpoints": 0.2,
+    "safetensors": 0.06, "onnx": 0.04,
+}  # fmt: skip
+
+
+class Attacks:
+    """One method a kind of input; each makes one from `draw` and has it read."""
+
+    def __init__(self, folder: Path) -> None:
+        """Makes the sound inputs that are then broken."""
+        self.folder = folder
+        self.rows = write_lines(folder / "rows.jsonl", story_rows(20))
+        self.sizes = {"vocab_size": 280, "sequence_length": 8, "cache_dir": folder / "cache"}
+        self.cache = folder / "cache" / text_files(path=self.rows, **self.sizes).fingerprint
+        torch.save({"state_dict": {"w": torch.arange(64.0)}, "global_step": 1}, folder / "a.ckpt")
+        self.checkpoint = (folder / "a.ckpt").read_bytes()
+        tiny_llama(layers=1).save_pretrained(folder / "model")
+        self.weights = (folder / "model" / "model.safetensors").read_bytes()
+        self.graph = _sound_onnx()
+
+    def recipes(self, draw: random.Random) -> None:
+        check_paths(compose(inputs.words(draw)))
+
+    def data_files(self, draw: random.Random) -> None:
+        name, data = inputs.data_file(draw)
+        path = self.folder / name
+        path.write_bytes(data)
+        if kind_of(path) in ROWS:
+            for row in read_rows(path, ["text"]):
+                text_in(row, "text", path)
+        else:
+            for _ in read_blocks(path):
+                pass
+
+    def data_caches(self, draw: random.Random) -> None:
+        victim = draw.choice([p for p in sorted(self.cache.rglob("*")) if p.is_file()])
+        whole = victim.read_bytes()
+        try:
+            victim.write_bytes(inputs.damaged(whole, draw))
+            data = text_files(path=self.rows, **self.sizes)
+            assert len(data.train) and data.train[0]["input_ids"].shape == (8,)
+        finally:
+            victim.write_bytes(whole)
+
+    def checkpoints(self, draw: random.Random) -> None:
+        path = self.folder / "b.ckpt"
+        path.write_bytes(inputs.damaged(self.checkpoint, draw))
+        load_checkpoint(path)
+
+    def safetensors(self, draw: random.Random) -> None:
+        broken = draw.random() < 0.5
+        data = inputs.damaged(self.weights, draw) if broken else inputs.safetensors_header(draw)
+        (self.folder / "model" / "model.safetensors").write_bytes(data)
+        load_hf_teacher(str(self.folder / "model"))
+
+    def onnx(self, draw: random.Random) -> None:
+        from compress.export.tensorrt_lint import check_tensorrt
+
+        path = self.folder / "m.onnx"
+        path.write_bytes(inputs.damaged(self.graph, draw))
+        check_tensorrt(path)
+
+
+def _sound_onnx() -> bytes:
+    from onnx import TensorProto, helper
+
+    sizes = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 2]) for n in ("x", "y", "z")]
+    node = helper.make_node("MatMul", ["x", "y"], ["z"])
+    graph = helper.make_graph([node], "g", sizes[:2], sizes[2:])
+    return helper.make_model(graph).SerializeToString()
+
+
+def attack(count: int, *, seed: int, kinds: tuple[str, ...] = tuple(SHARES)) -> list[dict]:
+    """Figures for each kind; `other` holds what was no error of ours."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        attacks = Attacks(Path(folder))
+        for kind in kinds:
+            found.append(_attack_kind(attacks, kind, max(int(count * SHARES[kind]), 1), seed))
+    return found
+
+
+def _attack_kind(attacks: Attacks, kind: str, count: int, seed: int) -> dict:
+    tally: Counter[str] = Counter()
+    others: dict[str, str] = {}
+    slowest = 0.0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    signal.signal(signal.SIGALRM, _too_long)
+    for number in range(count):
+        start = time.process_time()
+        signal.alarm(SECONDS)
+        try:
+            with (
+                contextlib.redirect_stderr(io.StringIO()),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
+                getattr(attacks, kind.replace(" ", "_"))(random.Random(f"{kind} {seed} {number}"))
+            tally["accepted"] += 1
+        except CompressError:
+            tally["refused"] += 1
+        except TimeoutError:
+            tally["hangs"] += 1
+            others[f"{number}: hang"] = traceback.format_exc()
+        except Exception as error:
+            tally["other"] += 1
+            others[f"{number}: {type(error).__name__}"] = traceback.format_exc()
+        finally:
+            signal.alarm(0)
+        slowest = max(slowest, time.process_time() - start)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    ends = {end: tally[end] for end in ("refused", "accepted", "other", "hangs")}
+    return {
+        "input": kind, "inputs": count, **ends,
+        "slowest_cpu_s": round(slowest, 2), "memory_grown_mb": round(grown), "others": others,
+    }  # fmt: skip
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError
+
+
+def main() -> None:
+    """Prints the figures; writes them where `--out` says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    rows = attack(given.inputs, seed=given.seed)
+    for row in rows:
+        for name, trace in list(row["others"].items())[:5]:
+            print(row["input"], name, trace, sep="\n")
+        print({k: v for k, v in row.items() if k != "others"})
+    if given.out:
+        _write(given.out, rows, given)
+
+
+def _write(path: Path, rows: list[dict], given: argparse.Namespace) -> None:
+    columns = [name for name in rows[0] if name != "others"]
+    total = sum(row["inputs"] for row in rows)
+    surprises = sum(row["other"] + row["hangs"] for row in rows)
+    table = {
+        "title": "Fuzzing",
+        "question": "Is every broken input refused in our own words, without a hang?",
+        "command": f"python -m tests.fuzz.attack --inputs {given.inputs} --seed {given.seed}",
+        "machine": f"{platform.machine()}, 2 cores",
+        "date": date.today().isoformat(),
+        "columns": columns,
+        "rows": [[row[name] for name in columns] for row in rows],
+        "notes": [
+            f"{total} inputs; {surprises} of them ended otherwise than accepted or refused by an "
+            "error of ours. Accepted: the damage left the input sound.",
+            "`memory_grown_mb` is the growth of the peak over all inputs of the kind.",
+        ],
+    }
+    path.write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
