@@ -52,6 +52,7 @@ def _wandb(config: DictConfig, path: Path) -> Logger:
         tags=list(config.logger.tags),
         settings=wandb.Settings(silent=True),
     )
+    logger._wandb_init.pop("anonymous", None)  # wandb warns of it, whatever its value
     logger.log_hyperparams(masked(OmegaConf.to_container(config, resolve=True)))
     return logger
 

@@ -5,7 +5,7 @@ Only reading and wording belong here; pictures are in `report_plots`, pages in `
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,7 +245,7 @@ def words(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return number(value, 6)
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return ", ".join(words(v) for v in value)
     return str(value)
 

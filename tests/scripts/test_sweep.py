@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -170,6 +172,29 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path):
     steps = [json.loads(x)["step"] for x in (tmp_path / "trial_000/metrics.jsonl").open()]
     assert steps == [5, 6, 7, 8]  # from its checkpoint on
     assert next(t for t in done if t.user_attrs["folder"] == "trial_000").params == values
+
+
+def test_a_killed_sweep_takes_its_trials_along_and_the_same_command_goes_on(tmp_path):
+    words = [f"sweep={definition(tmp_path)}", f"run_dir={tmp_path / 'out'}", "pace=0.2"]
+    code = (
+        "import sys; from compress.scripts import sweep; sweep.check_parameters = lambda *_: None;"
+    )
+    command = [sys.executable, "-c", f"{code} sys.exit(sweep.main({words!r}))"]
+    sweep = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    begun = tmp_path / "out" / "trial_000" / "checkpoints" / "last.ckpt"
+    while not begun.exists():
+        assert sweep.poll() is None
+        time.sleep(0.05)
+    sweep.kill()
+    sweep.wait()
+    steps = (tmp_path / "out" / "trial_000" / "metrics.jsonl").read_text()
+    time.sleep(1.0)
+    assert (tmp_path / "out" / "trial_000" / "metrics.jsonl").read_text() == steps
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Goes on: 0 trials have ended, 1 were stopped on their way" in done.stdout
+    assert "trial_000 goes on" in done.stdout
+    points = json.loads((tmp_path / "out" / "pareto.json").read_text())["points"]
+    assert [p["state"] for p in points] == ["complete"] * 6
 
 
 def test_a_search_that_is_over_runs_nothing_more(tmp_path):
