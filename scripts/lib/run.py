@@ -26,6 +26,7 @@ from compress.scripts.lib.checkpoints import StoppedBySignal
 from compress.scripts.lib.facts import environment, layer_facts, model_bytes, reproduce
 from compress.scripts.lib.html_report import write_html
 from compress.scripts.lib.progress import announced, quiet_libraries
+from compress.scripts.lib.rehearsal import rehearse
 from compress.scripts.lib.run_folder import (
     RunFolder,
     choose_folder,
@@ -100,6 +101,7 @@ class Run:
             write_json(self.path / "report.json", self.report)
         with self.timed("data"):
             self.data = build.build_data(self.config, build.build_tokenizer(self.config))
+        rehearse(self.config, self.data)
         with self.timed("teacher"):
             metrics = self.path / "metrics.jsonl"
             self.folder = build.teacher_folder(self.config, self.data, metrics=metrics)

@@ -131,6 +131,16 @@ def test_a_second_run_in_one_folder_is_refused(finished, capsys):
     assert "ckpt=last" in capsys.readouterr().err
 
 
+def test_what_the_target_cannot_serve_is_refused_before_the_teacher_is_trained(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "empty"))
+    words = ("callbacks.qat.scheme=W4A16", "callbacks.qat.group_size=96")
+    assert small_run(tmp_path / "bad", *words)[0] == 2
+    assert "down_proj" in capsys.readouterr().err
+    assert not (tmp_path / "empty" / "teachers").exists()
+
+
 @pytest.mark.parametrize(
     "words,said",
     [
