@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compress.quantize.grid import Grid
 
-CACHED_ELEMENTS = 1 << 16
+CACHED_ELEMENTS = 1 << 14
 """Values worked on at once on a CPU: a dozen passes over them stay in a core's cache."""
 
 
@@ -23,6 +23,7 @@ def fake_quantize(
     grid: Grid,
     global_scale: Tensor | None = None,
     pass_saturated: bool = False,
+    log_step: Tensor | None = None,
 ) -> Tensor:
     """Values rounded to `scale * code`, with gradients to both.
 
@@ -38,13 +39,15 @@ def fake_quantize(
         global_scale: the per-tensor factor of NVFP4's scales; None elsewhere.
         pass_saturated: False clips the gradient of saturated values to 0; True passes it on as if
             nothing were rounded (straight-through), so that they can come back.
+        log_step: where given, the scale is `scale * exp(log_step)` and its gradient goes here: the
+            product is made anew in backward, not kept.
 
     >>> from compress.quantize.grid import Grid
     >>> int4 = Grid(kind="int", q_min=-8.0, q_max=7.0)
     >>> fake_quantize(torch.tensor([0.0, 0.14, 9.0]), torch.tensor([0.1]), grid=int4)
     tensor([0.0000, 0.1000, 0.7000])
     """
-    return _FakeQuantize.apply(values, scale, global_scale, grid, pass_saturated)  # type: ignore[no-any-return, no-untyped-call]
+    return _FakeQuantize.apply(values, scale, log_step, global_scale, grid, pass_saturated)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def fake_quantize_dynamic(
@@ -102,19 +105,22 @@ class _FakeQuantize(torch.autograd.Function):
         ctx: Any,
         values: Tensor,
         scale: Tensor,
+        log_step: Tensor | None,
         global_scale: Tensor | None,
         grid: Grid,
         pass_saturated: bool,
     ) -> Tensor:
-        used_scale = grid.round_scale(scale.float(), global_scale)
-        ctx.save_for_backward(values, used_scale)
-        ctx.grid, ctx.scale_dtype, ctx.pass_saturated = grid, scale.dtype, pass_saturated
+        ctx.save_for_backward(values, scale, log_step, global_scale)
+        ctx.grid, ctx.pass_saturated = grid, pass_saturated
+        used_scale = grid.round_scale(_learned(scale, log_step), global_scale)
         return quantized(values, used_scale, grid)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        values, scale = ctx.saved_tensors
+        values, base, log_step, global_scale = ctx.saved_tensors
         grid: Grid = ctx.grid
+        learned = _learned(base, log_step)
+        scale = grid.round_scale(learned, global_scale)
         grad_values = torch.empty_like(grad)
         grad_scale = torch.zeros_like(scale)
         follows = _follows(scale, values)
@@ -125,7 +131,13 @@ class _FakeQuantize(torch.autograd.Function):
         shared = values.numel() / scale.numel()
         grad_scale *= (shared * grid.q_max) ** -0.5
         passed = grad if ctx.pass_saturated else grad_values
-        return passed, grad_scale.to(ctx.scale_dtype), None, None, None
+        if log_step is None:
+            return passed, grad_scale.to(base.dtype), None, None, None, None
+        return passed, None, (grad_scale * learned).to(log_step.dtype), None, None, None
+
+
+def _learned(scale: Tensor, log_step: Tensor | None) -> Tensor:
+    return scale.float() if log_step is None else scale.float() * torch.exp(log_step)
 
 
 def _gradients_into(

@@ -112,10 +112,12 @@ class QuantizeWeight(Scales, WeightTransform):
         """The weight on its grid; unchanged while `enabled` is off."""
         if not self.enabled:
             return weight
-        parts, scale = split(self.args, weight), split_scale(self.args, self.scale(weight))
+        learning = self.scales == "learned" and not self.frozen
+        scale = self.base_scale if learning else self.scale(weight)
         used = fake_quantize(
-            parts, scale, grid=self.grid, global_scale=self.global_scale,
-            pass_saturated=self.pass_saturated,
+            split(self.args, weight), split_scale(self.args, scale), grid=self.grid,
+            global_scale=self.global_scale, pass_saturated=self.pass_saturated,
+            log_step=split_scale(self.args, self.log_step) if learning else None,  # type: ignore[arg-type]
         )  # fmt: skip
         return merge(self.args, used)
 
