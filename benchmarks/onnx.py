@@ -136,9 +136,9 @@ def ratio(values: list[float], base: list[float]) -> tuple[float, float, float]:
     return float(np.median(pairs)), float(low), float(high)
 
 
-def measure(settings: Settings) -> list[dict[str, Any]]:
-    """One line for each model, batch and arm."""
-    lines = []
+def measure(settings: Settings, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """One line for each model, batch and arm; `keep` gets all so far, so that none is lost."""
+    lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         for name in settings.models.split(","):
             sessions = arms_of(name, Path(place), settings)
@@ -154,7 +154,7 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
                     }  # fmt: skip
                     print(json.dumps(line), flush=True)
                     lines.append(line)
-    return lines
+                keep(lines)
 
 
 def machine(settings: Settings) -> str:
@@ -180,7 +180,7 @@ def table(lines: list[dict[str, Any]], settings: Settings, words: list[str]) -> 
         "notes": [
             f"One pass over {settings.length} tokens a sequence, no key-value cache; random "
             "weights, which change no timing.",
-            *(told(lines, model) for model in settings.models.split(",")),
+            *(told(lines, model) for model in dict.fromkeys(line["model"] for line in lines)),
         ],
     }  # fmt: skip
 
@@ -202,10 +202,14 @@ def main() -> None:
     settings = Settings.read(words)
     if unknown := set(settings.models.split(",")) - MODELS.keys():
         sys.exit(f"unknown models: {', '.join(sorted(unknown))}; known: {', '.join(MODELS)}")
-    lines = measure(settings)
-    if settings.out:
-        Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(settings.out).write_text(json.dumps(table(lines, settings, words), indent=2) + "\n")
+
+    def keep(lines: list[dict[str, Any]]) -> None:
+        if settings.out:
+            Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(table(lines, settings, words), indent=2) + "\n"
+            Path(settings.out).write_text(text)
+
+    measure(settings, keep)
 
 
 if __name__ == "__main__":
