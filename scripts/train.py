@@ -19,6 +19,7 @@ Often used:
   trainer=cpu|gpu|ddp  trainer.max_steps=300  trainer.batch_size=16
   logger=wandb|csv|none  target=vllm  export_dtype=bfloat16
   --config                     print the whole configuration and stop
+  --completion                 completion for bash and zsh: eval "$(compress-train --completion)"
 """
 
 
@@ -29,6 +30,14 @@ def main(words: list[str] | None = None) -> int:
     from compress.scripts.lib.config import list_recipes
     from compress.scripts.lib.launch import record, speaks
 
+    if words[:1] == ["--completion"] or words[:1] == ["--complete"]:
+        from compress.scripts.lib.completion import BASH, candidates
+
+        if words[0] == "--completion":
+            print(BASH, end="")
+        for word in candidates("".join(words[1:2]), words[2:]) if words[0] == "--complete" else ():
+            print(word)
+        return 0
     if any(word in ("-h", "--help") for word in words):
         print(HELP + "\nRecipes:\n" + _listed(list_recipes()))
         return 0
