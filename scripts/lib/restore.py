@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from compress.errors import BadInput
+from compress.models import config_of
 from compress.scripts.lib import build, hosts, trainer
 from compress.scripts.lib.checkpoints import load_checkpoint
 from compress.scripts.lib.config import recipes_folder
@@ -53,7 +54,10 @@ def restore_student(run_dir: str | Path, *, checkpoint: str = "last") -> Restore
     folder = build.teacher_folder(config, data, metrics=path / "metrics.jsonl")
     model = build.build_teacher_model(config, folder)
     student = build.build_student(config, model, folder)
-    teacher = hosts.build_teacher(config, folder=folder, model=model, student=student, data=data)
+    teacher = hosts.build_teacher(
+        config, folder=folder, model=model, vocab_size=int(config_of(student).vocab_size),
+        data=data,
+    )  # fmt: skip
     callbacks, hold = build.build_callbacks(config), _Hold()
     at_once = OmegaConf.merge(config.trainer, {"max_steps": int(state["global_step"])})
     module = trainer.train(

@@ -107,6 +107,10 @@ def train(
         for callback in callbacks:
             if isinstance(callback, CompressionCallback):
                 callback.compress_at_once(module.student, data.train)
+    ended_between = fitter.global_step % trainer.checkpoint_every or trainer.max_steps == 0
+    if checkpoints is not None and ended_between:
+        # what is exported from a run later must be what it ended with
+        fitter.save_checkpoint(checkpoints / "last.ckpt")
     return module
 
 
