@@ -127,9 +127,9 @@ def arms_of(densities: list[float]) -> list[tuple[str, float, dict[str, Any]]]:
     ]
     srste = {"growth": "magnitude", "decay": 2e-4, "pattern": "2:4"}
     arms += [
-        ("2:4, static magnitude", 0.5,
+        ("2:4 static magnitude", 0.5,
          {"way": "2:4", "settings": {"growth": "none", "pattern": "2:4"}}),
-        ("2:4, SR-STE", 0.5, {"way": "2:4", "settings": srste}),
+        ("2:4 SR-STE", 0.5, {"way": "2:4", "settings": srste}),
         (TWO_IN_FOUR, 0.5, {"way": TWO_IN_FOUR, "settings": srste, "distil": True}),
     ]  # fmt: skip
     return arms
