@@ -140,7 +140,7 @@ def _differences(names: list[str], reports: list[dict[str, Any]]) -> dict[str, A
     rows = [
         {"kind": "", "cells": [key, *(known.get(key, MISSING) for known in settings)]}
         for key in keys
-        if key != "run_dir" and len({known.get(key) for known in settings}) > 1
+        if key != "run_dir" and len({known.get(key, MISSING) for known in settings}) > 1
     ]
     head = ["setting", *names]
     caption = "Settings in which the runs differ"
