@@ -38,7 +38,8 @@ def build_feature_loss(
     Raises:
         BadInput: a module cannot be found, or the teacher's cannot be known.
     """
-    model = getattr(teacher, "model", None)
+    # a sharded or cached teacher has its modules' names and widths at least
+    model = getattr(teacher, "model", None) or getattr(teacher, "skeleton", None)
     if kind == "attention":
         within = within or [attention_map_of(student)]
         each: Any

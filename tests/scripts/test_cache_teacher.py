@@ -86,6 +86,34 @@ def test_a_damaged_shard_is_refused_by_name(written, capsys):
     assert shard.name in capsys.readouterr().err
 
 
+def test_a_served_teacher_teaches_through_the_command_line(written):
+    import torch
+    from transformers import AutoTokenizer
+
+    from compress.teachers.local import load_hf_teacher
+    from tests.teachers.fake_server import Behaviour, serving
+
+    (folder,) = [p for p in Path(os.environ["COMPRESS_CACHE"], "teachers").iterdir() if p.is_dir()]
+    model, tokenizer = load_hf_teacher(str(folder)), AutoTokenizer.from_pretrained(folder)
+
+    class Served:
+        @torch.no_grad()
+        def log_probs(self, batch):
+            return torch.log_softmax(model(**batch).logits, -1)
+
+    behaviour = Behaviour(
+        Served(), encode=lambda text: tokenizer.encode(text, add_special_tokens=False)
+    )
+    with serving(behaviour) as url:
+        status, report = small_run(
+            written[0] / "served", "teacher.host=served", f"teacher.served.url={url}",
+            "teacher.served.model=toy", "teacher.served.top_k=8", "trainer.max_steps=3",
+        )  # fmt: skip
+    assert status == 0, report
+    assert behaviour.asked == 3 * 4 and behaviour.most <= 8
+    assert report["exports"][0]["verified"]
+
+
 def test_a_cache_that_is_not_there_is_told_with_the_command_that_writes_it(tmp_path, capsys):
     status, _ = small_run(tmp_path / "run", "teacher.host=cached", f"teacher.cache={tmp_path}/none")
     assert status == 2

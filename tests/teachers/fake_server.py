@@ -1,6 +1,7 @@
 """A small server that answers as vLLM does, or misbehaves as it is told; on 127.0.0.1 alone."""
 
 import json
+import ssl
 import threading
 import time
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Behaviour:
     """What the server does; `failures` answers with `status` before it behaves."""
 
-    def __init__(self, teacher, *, failures=0, status=503, mode="good", max_logprobs=20):
+    def __init__(
+        self, teacher, *, failures=0, status=503, mode="good", max_logprobs=20, encode=None
+    ):
         self.teacher, self.failures, self.status = teacher, failures, status
+        self.encode = encode or (lambda text: [ord(c) for c in text])
         self.mode, self.max_logprobs = mode, max_logprobs
         self.lock, self.now, self.most, self.asked, self.keys = threading.Lock(), 0, 0, 0, []
 
@@ -38,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         told = self.server.behaviour
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/tokenize":
-            return self.answer(200, {"tokens": [ord(c) for c in body["prompt"]]})
+            return self.answer(200, {"tokens": told.encode(body["prompt"])})
         with told.lock:
             told.asked += 1
             told.keys.append(self.headers.get("Authorization"))
@@ -87,13 +91,17 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(behaviour):
-    """Its address, while it runs."""
+def serving(behaviour, *, certificate=None):
+    """Its address, while it runs; over TLS with a file of certificate and key."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     server.behaviour, server.daemon_threads = behaviour, True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http{'s' * bool(certificate)}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

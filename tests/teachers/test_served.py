@@ -1,7 +1,9 @@
 """A served teacher answers as the model behind it, and every misbehaviour ends in a clear error."""
 
 import math
+import shutil
 import socket
+import subprocess
 
 import pytest
 import torch
@@ -126,6 +128,33 @@ def test_too_few_log_probabilities_are_refused():
 def test_features_are_refused():
     with pytest.raises(BadInput, match="gives logits alone, not layer"):
         ask(Behaviour(ToyTeacher()), want=Want(features=("layer",)))
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate of 127.0.0.1 that no authority signed, with its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("makes a certificate with openssl, which is not installed")
+    parts = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = [
+        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        "-subj", "/CN=teacher", "-addext", "subjectAltName=IP:127.0.0.1",
+        "-keyout", str(parts[0]), "-out", str(parts[1]),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    both = tmp_path / "both.pem"
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return both
+
+
+def test_a_certificate_is_believed_only_where_its_authority_is_named(certificate):
+    with serving(Behaviour(ToyTeacher()), certificate=certificate) as url:
+        named = ServedTeacher(
+            url, "toy", vocab_size=50, top_k=4, ca_file=str(certificate.parent / "certificate.pem")
+        )
+        assert named.signal(rows(1), LOGITS).tokens_BLK.shape == (1, 12, 4)
+        with pytest.raises(BadInput, match=r"certificate is not trusted.*ca_file"):
+            ServedTeacher(url, "toy", vocab_size=50, retries=0)
 
 
 def test_the_key_is_sent_and_never_in_clear_to_another_machine(monkeypatch):
