@@ -9,12 +9,14 @@ Arms take turns within each round, so that a drifting machine slows all of them 
 """
 
 import json
+import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -34,6 +36,7 @@ class Settings:
     threads: int = 1
     compile: bool = False
     rounds: int = 15
+    out: str = ""
     arms: str = "plain,w8a8,w8a8_static,w8a8_tracked,w4a16,w4a8"
 
     @classmethod
@@ -196,7 +199,7 @@ def saved_bytes(step: Callable[[], None]) -> int:
     kept: dict[int, int] = {}
     owned = {
         tensor.untyped_storage().data_ptr()
-        for module in gc.get_objects() if isinstance(module, nn.Module)
+        for module in gc.get_objects() if issubclass(type(module), nn.Module)
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
     }  # fmt: skip
 
@@ -246,7 +249,7 @@ def main() -> None:
     ]
     # a compiled graph decides for itself what it keeps, and not through these hooks
     kept = {} if settings.compile else {name: saved_bytes(step) for name, step in steps.items()}
-    weights = quantised_bytes(settings)
+    weights, lines = quantised_bytes(settings), []
     for name in names:
         ratio = statistics.median(r[name] / r["plain"] for r in rounds)
         best = min(r[name] for r in rounds)
@@ -256,7 +259,35 @@ def main() -> None:
             "saved_extra": round((kept[name] - kept["plain"]) / weights, 3) if kept else None,
             "machine": machine(settings), **vars(settings),
         }  # fmt: skip
-        print(json.dumps({k: v for k, v in line.items() if k != "arms"}))
+        lines.append({k: v for k, v in line.items() if k not in ("arms", "out")})
+        print(json.dumps(lines[-1]), flush=True)
+    if settings.out:
+        write(settings, lines)
+
+
+def write(settings: Settings, lines: list[dict[str, object]]) -> None:
+    """The results file."""
+    columns = ["name", "ratio", "ratio_of_fastest", "saved_extra"]
+    one = settings.device == "cpu" and settings.threads == 1
+    facts = {
+        "title": "One training step under each compression method",
+        "question": "How much longer is a step, and how much more does it keep for backward?",
+        "command": f"python benchmarks/step.py {' '.join(sys.argv[1:])}",
+        "machine": machine(settings), "date": time.strftime("%Y-%m-%d"),
+        "columns": columns, "rows": [[line[c] for c in columns] for line in lines],
+        "notes": [
+            f"{settings.layers} layers x {settings.hidden}, {settings.batch} x {settings.seq} "
+            f"tokens, {settings.dtype}, compile={settings.compile}; medians of {settings.rounds} "
+            f"interleaved rounds of {'processor' if one else 'wall'} time.",
+            "saved_extra: bytes made and kept for backward beyond the plain step's, over the "
+            "bytes of the quantised weights.",
+            f"Load of the machine meanwhile: {os.getloadavg()[1]:.0f} processes on "
+            f"{os.cpu_count()} cores; caches shared with others make memory-bound passes slower.",
+        ],
+    }  # fmt: skip
+    path = Path(settings.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
