@@ -18,7 +18,9 @@ import sys
 import time
 from pathlib import Path
 
-DEFAULTS = {"tokens": "2048", "hidden": "512", "vocab": "32000", "repeats": "3", "chunks": "22"}
+DEFAULTS = {
+    "tokens": "2048", "hidden": "512", "vocab": "32000", "repeats": "3", "chunks": "22", "out": "",
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:
@@ -32,18 +34,46 @@ def main(arguments: list[str]) -> None:
         return
     arms = ["naive", *(f"chunked_{c}" for c in settings["chunks"].split(","))]
     arms += [f"{arm}_frozen_head" for arm in (arms[0], arms[1])]
-    naive = None
+    naive, measured = None, []
     for arm in arms:
         found = in_fresh_process(arm, settings)
         naive = naive or found
         found["ratio"] = round(found["cpu_s"] / naive["cpu_s"], 3)
         found["memory_ratio"] = round(naive["peak_mb"] / found["peak_mb"], 2)
         print(json.dumps({"name": arm, **found, "machine": machine()}), flush=True)
+        measured.append([arm, found["ratio"], found["memory_ratio"], found["peak_mb"]])
+    if settings["out"]:
+        write(settings, measured, " ".join(arguments))
+
+
+def write(settings: dict[str, str], rows: list[list[object]], words: str) -> None:
+    """The results file."""
+    best = next(row for row in rows if str(row[0]).startswith("chunked"))
+    facts = {
+        "title": "The distillation loss in chunks",
+        "question": "What does never holding all logits save, and what does it cost?",
+        "command": f"python benchmarks/distill_loss.py {words}",
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "columns": ["loss", "CPU time over naive", "naive peak over its peak", "peak (MB)"],
+        "rows": rows,
+        "notes": [
+            f"{settings['tokens']} tokens x {settings['hidden']} x {settings['vocab']}, fp32: "
+            "labels and forward KL to a teacher of the same width, forward and backward. Peak: "
+            "resident memory of a step above its inputs, each arm in a fresh process. "
+            "chunked_N holds 2^N logits at once; frozen_head: the head does not learn.",
+            f"Goal, peak at most 1/9 of naive: 1/{best[2]}, {'met' if best[2] >= 9 else 'missed'}.",
+            f"Goal, CPU time at most 0.9 of naive: {best[1]}, "
+            f"{'met' if best[1] <= 0.9 else 'missed'}.",
+        ],
+    }
+    Path(settings["out"]).parent.mkdir(parents=True, exist_ok=True)
+    Path(settings["out"]).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def in_fresh_process(arm: str, settings: dict[str, str]) -> dict[str, float]:
     """One arm, in a process of its own."""
-    words = [f"{key}={value}" for key, value in settings.items()]
+    words = [f"{key}={value}" for key, value in settings.items() if key != "out"]
     command = [sys.executable, __file__, f"arm={arm}", *words]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

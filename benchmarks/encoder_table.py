@@ -53,9 +53,9 @@ def main() -> None:
         for name in ARMS:
             found[name].append(report_of(name, seed, settings))
     first = found["features + logits, W8A8"][0]
-    size = first["size"]
+    size, teacher_accuracy = first["size"], first["quality"]["accuracy"]["teacher"]
     rows = [["teacher, 4 layers, dense", f"{first['quality']['teacher']:.4f}",
-             f"{first['quality']['accuracy']['teacher']:.2%}", size["teacher_bytes"], ""]]  # fmt: skip
+             f"{teacher_accuracy:.2%}", size["teacher_bytes"], ""]]  # fmt: skip
     for name, reports in found.items():
         export = reports[0]["exports"][0]
         accuracies = [r["quality"]["accuracy"]["compressed"] for r in reports]
