@@ -79,7 +79,7 @@ def load_tokenizer(
 
 def _loaded(where: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(where)
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # a damaged tokenizer.json raises whatever its parser likes
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise BadInput(f"no tokenizer at {where}: {reason}") from error

@@ -39,7 +39,7 @@ def build_tokenizer(config: DictConfig) -> Any | None:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise BadInput(f"no tokenizer at {path}: {str(error).splitlines()[0]}") from error
 

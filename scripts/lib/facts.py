@@ -3,6 +3,7 @@
 import platform
 import shlex
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -53,6 +54,14 @@ def git_commit() -> str | None:
 def reproduce(words: list[str], script: str) -> str:
     """The exact command, quoted for a shell."""
     return shlex.join(["python", script, *words])
+
+
+def provenance(report: Mapping[str, Any], *, seed: int, data: str) -> str:
+    """What else must be equal to make the same weights again, in one line for the model card."""
+    made = dict(report["environment"])
+    machine_, commit = made.pop("machine"), made.pop("commit")
+    versions = ", ".join(f"{name} {number}" for name, number in made.items())
+    return f"Made with {versions}; on {machine_}; seed {seed}, data {data}, commit {commit}."
 
 
 def model_bytes(model: torch.nn.Module) -> int:

@@ -23,7 +23,7 @@ from compress.export.write import DTYPES, export
 from compress.models import config_of
 from compress.scripts.lib import build, hosts, launch, loggers, trainer
 from compress.scripts.lib.checkpoints import StoppedBySignal
-from compress.scripts.lib.facts import environment, layer_facts, model_bytes, reproduce
+from compress.scripts.lib.facts import environment, layer_facts, model_bytes, provenance, reproduce
 from compress.scripts.lib.html_report import write_html
 from compress.scripts.lib.progress import announced, quiet_libraries
 from compress.scripts.lib.rehearsal import rehearse
@@ -245,6 +245,7 @@ class Run:
             data=str(self.data.source),
             recipe=self.report["command"],
             quality={f"{self.quality['metric']} ({unit}), {k}": v for k, v in losses.items()},
+            notes=(provenance(self.report, seed=self.config.seed, data=self.data.fingerprint),),
         )
 
     def compare(self) -> None:
