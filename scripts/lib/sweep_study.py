@@ -41,8 +41,6 @@ def open_study(sweep: Sweep, *, storage: str, seed: int, fixed: dict[str, Any]) 
         )
     study.set_user_attr("definition", known)
     study.sampler = _sampler(sweep, seed=seed + len(study.trials))
-    if sweep.method == "grid":
-        _queue_grid(study, sweep)
     return study
 
 
@@ -92,11 +90,18 @@ def finished_trials(study: Any) -> list[Any]:
     ]
 
 
-def _queue_grid(study: Any, sweep: Sweep) -> None:
+def queue_next(study: Any, sweep: Sweep) -> None:
+    """Queues a grid's next combination, unless a stopped trial waits already."""
+    from optuna.trial import TrialState
+
     # Optuna's GridSampler stops its study from within, which a study that is asked cannot do
-    names = list(sweep.parameters)
+    if sweep.method != "grid" or study.get_trials(states=(TrialState.WAITING,)):
+        return
+    names, known = list(sweep.parameters), len(study.trials)
     for values in product(*(sweep.parameters[name].choices for name in names)):
         study.enqueue_trial(dict(zip(names, values, strict=True)), skip_if_exists=True)
+        if len(study.trials) > known:
+            return
 
 
 def _storage(storage: str) -> Any:

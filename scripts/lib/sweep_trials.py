@@ -1,6 +1,7 @@
 """Running the trials of a sweep: one process each, watched for bad ones, stopped and gone on with."""  # noqa: E501
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 from compress.errors import BadInput
 from compress.scripts.lib.report_data import finite, pick, read_metrics, read_report
 from compress.scripts.lib.sweep_definition import Sweep
-from compress.scripts.lib.sweep_study import finished_trials, suggest
+from compress.scripts.lib.sweep_study import finished_trials, queue_next, suggest
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 120.0
@@ -88,6 +89,7 @@ def _begin(
     study: Any, sweep: Sweep, folder: Path, fixed: dict[str, str], parallel: int,
     say: Callable[[str], None],
 ) -> Running:  # fmt: skip
+    queue_next(study, sweep)
     trial = study.ask()
     values = suggest(trial, dict(sweep.parameters))
     name = trial.user_attrs.get("folder") or f"trial_{trial.number:03d}"
@@ -172,7 +174,7 @@ def _finish(study: Any, sweep: Sweep, one: Running, say: Callable[[str], None]) 
         study.tell(one.trial, value)
         say(f"{one.folder.name} ends: {sweep.metric} {value:.4f}")
     else:
-        why = _last_line(one.folder.with_name(f"{one.folder.name}.log"))
+        why = why_it_failed(one.folder.with_name(f"{one.folder.name}.log"))
         one.trial.set_user_attr("error", why)
         study.tell(one.trial, state=TrialState.FAIL)
         say(f"{one.folder.name} FAILED (status {code}): {why}")
@@ -190,9 +192,14 @@ def result_of(folder: Path, metric: str) -> float | None:
     return points[-1][1] if points else None
 
 
-def _last_line(log: Path) -> str:
+def why_it_failed(log: Path) -> str:
+    """The error that a trial ended with, as its log names it.
+
+    A plain list of what offends may follow the error: its own line says more than the last.
+    """
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no output"
+    named = [line for line in lines if re.match(r"[A-Z]\w+: ", line)]
+    return (named or lines or ["no output"])[-1]
 
 
 def _stop_all(running: list[Running]) -> None:

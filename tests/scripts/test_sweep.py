@@ -28,7 +28,7 @@ import json, pathlib, sys, time
 said = dict(word.split("=", 1) for word in sys.argv[1:])
 place = pathlib.Path(said["run_dir"]); place.mkdir(parents=True, exist_ok=True)
 if said["scheme"] == "bad":
-    print("UnsupportedScheme: bad fits no layer"); sys.exit(2)
+    print("UnsupportedScheme: bad fits no layer:\\n  model.layers.0\\nUse another."); sys.exit(2)
 density, begun = float(said["density"]), place / "checkpoints" / "last.ckpt"
 steps = range(5, 9) if said.get("ckpt") == "last" else range(1, 9)
 for step in steps:
@@ -141,7 +141,7 @@ def test_a_trial_that_cannot_run_is_told_and_the_others_go_on(tmp_path):
     found = write_front(study, sweep, tmp_path)
     assert sorted(p["state"] for p in found["points"]) == ["complete", "fail"]
     failed = next(p for p in found["points"] if p["state"] == "fail")
-    assert failed["error"] == "UnsupportedScheme: bad fits no layer" and not failed["on_front"]
+    assert failed["error"] == "UnsupportedScheme: bad fits no layer:" and not failed["on_front"]
     assert any("FAILED (status 2)" in line for line in said)
 
 
@@ -166,6 +166,7 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path):
     (tmp_path / "trial_000" / "checkpoints").mkdir(parents=True)
     (tmp_path / "trial_000" / "checkpoints" / "last.ckpt").write_text("x")
     study, _, said = searched(tmp_path)
+    assert said[0].startswith("trial_000 goes on")  # before anything new
     done = finished_trials(study)
     assert len(done) == 6 and len({tuple(sorted(t.params.items())) for t in done}) == 6
     assert any(line.startswith("trial_000 goes on") for line in said)
