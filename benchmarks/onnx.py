@@ -8,6 +8,7 @@ of per-round ratios to `fp32`, its interval a bootstrap over rounds. Prints one 
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -180,6 +181,8 @@ def table(lines: list[dict[str, Any]], settings: Settings, words: list[str]) -> 
         "notes": [
             f"One pass over {settings.length} tokens a sequence, no key-value cache; random "
             "weights, which change no timing.",
+            f"{settings.rounds} rounds; load average {os.getloadavg()[1]:.0f} on "
+            f"{os.cpu_count()} cores meanwhile.",
             *(told(lines, model) for model in dict.fromkeys(line["model"] for line in lines)),
         ],
     }  # fmt: skip
