@@ -33,6 +33,10 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 TWO_IN_FOUR = "2:4 + W8A8 + distillation"
 GOAL = 0.984
+SHORT = (
+    "A short look: few steps, one seed or some rows alone. It shows how much is lost early, not "
+    "which way is best after a whole training: that takes the defaults (300 steps, three seeds)."
+)
 
 
 class Table:
@@ -204,6 +208,7 @@ def write(path: Path, rows: list[list[Any]], table: Table) -> None:
             "all linear layers but the head, uniform over layers; updates each 5 % of the run "
             "until 75 %. Loss on 256 held-out rows; kept = exp(dense - loss); mean over "
             f"seeds {table.words['seeds']} of data order and random growth.",
+            *([] if table.steps >= 300 and "," in table.words["seeds"] else [SHORT]),
             *verdicts(rows),
         ],
     }
