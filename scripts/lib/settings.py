@@ -49,6 +49,9 @@ def _value(key: str, text: str, default: Any) -> tuple[Any, str | None]:
         return (text if isinstance(value, int | float) and default is None else value), None
     if isinstance(default, list):
         return (value if isinstance(value, list) else str(text).split(",")), None
+    if isinstance(default, dict):
+        bad = not isinstance(value, dict)
+        return value, f"{key}={text}: expected {{name: value}}" if bad else None
     if isinstance(default, bool):
         bad = not isinstance(value, bool)
         return value, f"{key}={text}: true or false is expected" if bad else None

@@ -73,6 +73,7 @@ def test_a_damaged_model_is_told_and_the_file_says_failed(folder, tmp_path, caps
         (["rates=[fast]"], "a list of numbers"),
         (["price_per_hour=dear"], "a number of dollars"),
         (["requests=0"], "must be at least 1"),
+        (["options=fast"], "options=fast: expected {name: value}"),
         (["concurrency=[]"], "nothing to run"),
         (["lengths=/no/file"], "there is no such file"),
     ],
@@ -160,6 +161,10 @@ def test_the_load_generator_is_given_our_load(tmp_path):
     poisson = vllm_command("http://h", "m", {"loop": "open", "rate": 2.5}, asked, tmp_path / "r")
     assert poisson[poisson.index("--request-rate") + 1] == "2.5"
     assert "--max-concurrency" not in poisson
+
+
+def test_options_are_a_mapping():
+    assert settings("options={max_model_len: 128}")["options"] == {"max_model_len": 128}
 
 
 def test_guidellm_is_named_where_it_is_missing(tmp_path):
