@@ -30,6 +30,12 @@ def strategy_problems(config: Any) -> Iterator[str]:
             "teacher.host=deepspeed"
         )
     yield from _callback_problems(config, name)
+    if trainer.strategy in SHARDED and _has_cuda():
+        yield (
+            f"trainer={trainer.strategy}: a run ends by measuring and exporting a whole student on "
+            f"rank 0, and gathering one that {name} sharded is not offered yet: use "
+            "trainer=deepspeed_zero2, which shares out gradients and optimizer"
+        )
 
 
 def _callback_problems(config: Any, name: str) -> Iterator[str]:

@@ -89,6 +89,8 @@ def train(
     if checkpoints is not None:
         extra.append(last_checkpoint(checkpoints, every=trainer.checkpoint_every))
         extra.append(SaveOnSignal(checkpoints / "last.ckpt"))
+    if trainer.strategy == "deepspeed_zero2":
+        extra.append(FreshMasters())
     fitter = L.Trainer(
         **trainer_settings(trainer),
         callbacks=[*callbacks, *extra],
@@ -112,6 +114,18 @@ def train(
         # what is exported from a run later must be what it ended with
         fitter.save_checkpoint(checkpoints / "last.ckpt")
     return module
+
+
+class FreshMasters(L.Callback):
+    """Copies scales and weights that callbacks set before the first step to ZeRO-2's fp32 copies.
+
+    DeepSpeed made these when it took the student over; its first step would bring the old values
+    back.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """The last of the callbacks."""
+        trainer.strategy.deepspeed_engine.optimizer.refresh_fp32_params()
 
 
 def trainer_settings(trainer: DictConfig) -> dict[str, Any]:
