@@ -138,9 +138,10 @@ def main() -> None:
 
 
 def mean(losses: list[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = statistics.stdev(losses) if len(losses) > 1 else 0.0
-    return f"{statistics.fmean(losses):.4f} ± {deviation:.4f}"
+    """Mean and standard deviation; no deviation of one."""
+    if len(losses) == 1:
+        return f"{losses[0]:.4f}"
+    return f"{statistics.fmean(losses):.4f} ± {statistics.stdev(losses):.4f}"
 
 
 def write(path: Path, rows: list[list[Any]], words: dict[str, str]) -> None:

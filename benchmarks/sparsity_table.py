@@ -11,6 +11,7 @@ rows alone.
 import copy
 import json
 import math
+import shlex
 import statistics
 import sys
 import time
@@ -160,10 +161,10 @@ def main() -> None:
         write(Path(words["out"]), rows, table)
 
 
-def spread(losses: list[float]) -> list[float]:
-    """Mean and standard deviation over seeds."""
-    deviation = statistics.stdev(losses) if len(losses) > 1 else 0.0
-    return [round(statistics.fmean(losses), 4), round(deviation, 4)]
+def spread(losses: list[float]) -> list[Any]:
+    """Mean and standard deviation over seeds; no deviation of one."""
+    deviation = round(statistics.stdev(losses), 4) if len(losses) > 1 else ""
+    return [round(statistics.fmean(losses), 4), deviation]
 
 
 def verdicts(rows: list[list[Any]]) -> list[str]:
@@ -195,7 +196,7 @@ def write(path: Path, rows: list[list[Any]], table: Table) -> None:
         "title": "Dynamic sparse training of a real Llama",
         "question": "Do masks that move beat masks that stand, and what is left of the quality?",
         "command": "COMPRESS_TEST_DATA=... python benchmarks/sparsity_table.py "
-        + " ".join(sys.argv[1:]),
+        + shlex.join(sys.argv[1:]),
         "machine": f"{processor()}, {torch.get_num_threads()} thread",
         "date": time.strftime("%Y-%m-%d"),
         "columns": ["way", "density", "loss (nats/token)", "standard deviation", "kept"],
