@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+from lightning import LightningModule, Trainer
+
 from compress.callbacks.base import CompressionCallback
 from compress.contract import LogitTerm, Step, Want
 from compress.distill.build import LogitSettings, teacher_term
+from compress.distill.further_teachers import as_teacher
 
 
 class LogitsDistillation(CompressionCallback):
@@ -28,6 +31,8 @@ class LogitsDistillation(CompressionCallback):
         tail: the other tokens are one `bucket`, or left out (`renormalize`).
         vocab_size: the tokenizer's size where heads are padded beyond it; None: the smaller head.
         alignment: `same` tokenizer, or `uld` for vocabularies that share nothing.
+        teacher: another teacher than the run's: a checkpoint's folder, its hub name, or a
+            `Teacher`; several of these callbacks, each with a name, learn from several teachers.
         name: of the loss term; default `logits`.
 
     Raises:
@@ -51,6 +56,7 @@ class LogitsDistillation(CompressionCallback):
         tail: Any = "bucket",
         vocab_size: int | None = None,
         alignment: Any = "same",
+        teacher: Any = None,
         name: str = "",
     ) -> None:
         """Checks the settings."""
@@ -62,11 +68,21 @@ class LogitsDistillation(CompressionCallback):
             top_k=top_k, tail=tail, vocab_size=vocab_size, alignment=alignment,
         )  # fmt: skip
 
+        self.teacher = teacher
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Loads a teacher of its own."""
+        if self.teacher is not None:
+            self.teacher = as_teacher(self.teacher)
+        super().setup(trainer, pl_module, stage)
+
     def want(self) -> Want:
-        """The teacher's logits, unless they have no weight."""
-        return Want(logits=self.settings.teacher_weight > 0)
+        """The run's teacher's logits, unless they have no weight or another teacher gives them."""
+        return Want(logits=self.settings.teacher_weight > 0 and self.teacher is None)
 
     def losses(self, step: Step) -> Iterator[tuple[str, LogitTerm]]:
         """One logit term."""
         if self.settings.teacher_weight > 0:
-            yield self.name or "logits", teacher_term(step, self.settings)
+            own = self.teacher
+            signal = None if own is None else own.signal(step.batch, Want(logits=True))
+            yield self.name or "logits", teacher_term(step, self.settings, signal=signal)

@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from compress.callbacks.base import CompressionCallback
 from compress.contract import LogitTerm, Step
 from compress.distill.build import LogitSettings, teacher_term
+from compress.distill.further_teachers import as_teacher
 from compress.distill.paths import make_paths
 from compress.distill.router import Router
 from compress.distill.terms import LabelsOfSome
@@ -39,7 +40,8 @@ class RoutedDistillation(CompressionCallback):
         divergence: as for `LogitsDistillation`.
         temperature: as for `LogitsDistillation`.
         vocab_size: as for `LogitsDistillation`.
-        teachers: further teachers by name, each a path of its own.
+        teachers: further teachers by name, each a path of its own: a checkpoint's folder, its hub
+            name, or a `Teacher`.
         lens_learning_rate: of the exits' calibration; 0.0 leaves them as they are.
         seed: of audits and random routes.
         name: of the loss terms; default `routed`.
@@ -90,7 +92,8 @@ class RoutedDistillation(CompressionCallback):
         if self.router is None:
             if pl_module.teacher is None:
                 raise BadInput("routing needs a teacher: set teacher=...")
-            paths = make_paths(pl_module.teacher, self.teachers, self.capacities)
+            others = {name: as_teacher(given) for name, given in self.teachers.items()}
+            paths = make_paths(pl_module.teacher, others, self.capacities)
             self.router = Router(paths, capacities=self.capacities, **self.router_settings)
 
     def losses(self, step: Step) -> Iterator[tuple[str, LogitTerm]]:

@@ -16,8 +16,8 @@ class Ledger:
 
     A path's price is counted by `torch.utils.flop_counter` (matrix products) on one row that
     trains nothing, once for each length; the head's product is done in the loss, so it is added
-    by the positions that count. Torch does not count fused attention on a CPU: there, as for every
-    path alike, attention's own products are left out. A cached or served teacher costs nothing here.
+    by the positions that count. Torch does not count fused attention on a CPU: there attention's
+    own products are left out, of every path alike. A cached or served teacher costs nothing here.
 
     Args:
         every_length: False counts at the first length alone and goes by tokens after that:

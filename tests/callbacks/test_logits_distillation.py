@@ -57,6 +57,44 @@ def test_two_of_a_kind_need_two_names():
     assert curve.values[0] > 0
 
 
+def test_several_teachers_teach_at_once(tmp_path):
+    teacher(layers=2).model.save_pretrained(tmp_path / "second")
+    curve = Curve("train/second")
+    second = LogitsDistillation(teacher=str(tmp_path / "second"), name="second")
+    fit([LogitsDistillation(), second, curve], steps=8)
+    assert 0 < curve.values[-1] < curve.values[0]
+    with pytest.raises(BadInput, match="nowhere"):
+        fit([LogitsDistillation(teacher=str(tmp_path / "nowhere"))], steps=1)
+
+
+def test_instruction_data_teach_answers_alone(tmp_path):
+    import json
+
+    from compress.data import instruction
+    from compress.module import CompressionModule
+    from compress.teachers.local import LocalTeacher
+    from tests.tiny import tiny_llama
+
+    lines = [{"prompt": f"add {n} and 1", "response": f"it is {n + 1}"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = instruction(
+        path=str(tmp_path / "rows.jsonl"), vocab_size=270, sequence_length=32,
+        validation_share=0.2, test_share=0.0, cache_dir=tmp_path / "cache",
+    )  # fmt: skip
+    size = len(data.tokenizer)
+    module = CompressionModule(
+        student=tiny_llama(vocab_size=size),
+        teacher=LocalTeacher(tiny_llama(vocab_size=size, seed=1)),
+    )  # fmt: skip
+    curve = Curve("train/logits")
+    fit([LogitsDistillation(), curve], steps=6, module=module, rows=data.train)
+    assert min(curve.values) > 0
+    for row in data.train:
+        learned = row["labels"] != -100
+        assert "it is" in data.tokenizer.decode(row["input_ids"][learned])
+        assert "add" not in data.tokenizer.decode(row["input_ids"][learned])
+
+
 def test_prompt_tokens_do_not_count():
     """Labels of -100 take a position out of the teacher's term as out of the labels'."""
     from compress.contract import Step, Want
