@@ -191,6 +191,13 @@ class TrainerView:
         self._trainer = trainer
         self.callback_metrics: dict[str, Tensor] = {}
         self.train_dataloader: Any = None
+        self.ckpt_path: str | None = None  # known only once training begins
+
+    def __getattr__(self, name: str) -> Any:
+        """Only what a callback asks beyond this view comes here."""
+        raise AttributeError(
+            f"the Hugging Face Trainer shows callbacks no trainer.{name}: run this one in Lightning"
+        )
 
     @property
     def global_step(self) -> int:
