@@ -16,6 +16,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+# last: this folder holds a program named onnx.py, which would be taken for the package
+sys.path.append(sys.path.pop(0))
+
 import torch
 
 from compress.errors import CompressError
