@@ -18,6 +18,7 @@ from compress.models import head_of
 from compress.taps import taps_of
 from compress.teachers.checkpoints import checkpoint_folder
 from compress.teachers.deepspeed_build import (
+    freed_memory_goes_back,
     import_deepspeed,
     start_process_group,
     warm_extension,
@@ -109,9 +110,9 @@ class DeepSpeedTeacher:
         if want.features:
             taps_of(runner.model).open(want.features)
         device = next(iter(batch.values())).device.type
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False), freed_memory_goes_back():
             hidden_BLH, features = runner(**batch)
-        head = self._gathered_head(runner.model) if want.logits else None
+            head = self._gathered_head(runner.model) if want.logits else None
         return DenseSignal(
             hidden_SLH=hidden_BLH if want.logits else None,
             head=head,
@@ -123,13 +124,14 @@ class DeepSpeedTeacher:
         if self._runner is None:
             warm_extension()
             start_process_group(self.deepspeed)
-            model = build_sharded(
-                self.deepspeed, checkpoint_folder(self.path), config=self.config, dtype=self.dtype,
-                task=self.task, trust_remote_code=self.trust_remote_code,
-            )  # fmt: skip
-            engine, *_ = self.deepspeed.initialize(
-                model=_Runner(model, self.task), config=self.config
-            )
+            with freed_memory_goes_back():
+                model = build_sharded(
+                    self.deepspeed, checkpoint_folder(self.path), config=self.config,
+                    dtype=self.dtype, task=self.task, trust_remote_code=self.trust_remote_code,
+                )  # fmt: skip
+                engine, *_ = self.deepspeed.initialize(
+                    model=_Runner(model, self.task), config=self.config
+                )
             self._engine = engine  # its hooks gather and release the layers
             self._runner = engine.module.eval()
             if self.task == "causal_lm":

@@ -1,6 +1,9 @@
 """What DeepSpeed needs of a process before a model: accelerator, compiled parts, process group."""
 
+import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from compress.errors import BadInput
 
 EXTENSION = "deepspeed_shm_comm"
 BUILD_SECONDS = 1800
+MMAP_THRESHOLD = -3
+"""M_MMAP_THRESHOLD of malloc.h."""
 
 
 def import_deepspeed() -> Any:
@@ -83,6 +88,25 @@ def check_no_stale_lock(folder: Path) -> None:
             f"{left} was left by a build that was killed; torch would wait for it for ever. "
             f"If no other program is compiling there, remove it: rm {left}"
         )
+
+
+@contextmanager
+def freed_memory_goes_back() -> Iterator[None]:
+    """Have glibc give every freed tensor's pages back to the system at once, inside this context.
+
+    Each parameter is made whole, split and let go; glibc would keep the pieces (it raises the size
+    from which it asks the system, up to 32 MB), and a rank would hold as much as the whole model.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):  # another C library
+        yield
+        return
+    library.mallopt(MMAP_THRESHOLD, 256 << 10)
+    try:
+        yield
+    finally:
+        library.mallopt(MMAP_THRESHOLD, 32 << 20)
+        library.malloc_trim(0)
 
 
 def start_process_group(deepspeed: Any) -> None:
