@@ -71,7 +71,7 @@ def python_families(
             for number, piece in enumerate(pieces(file.text, lines=lines))
         ]  # fmt: skip
         # mixed: the first held-out batches must hold every class
-        for row in sorted(found, key=lambda row: stable_key(row["place"], seed=seed)):
+        for row in sorted(found, key=lambda row: stable_key(str(row["place"]), seed=seed)):
             yield {key: row[key] for key in ("text", "label", "key")}
 
     source = Source(
