@@ -10,9 +10,9 @@ def surprises(rows):
 
 
 def test_some_broken_inputs_of_every_kind_are_refused():
-    rows = attack(150, seed=1)
+    rows = attack(80, seed=1)
     assert surprises(rows) == []
-    assert sum(row["refused"] for row in rows) > 50
+    assert sum(row["refused"] for row in rows) > 40
 
 
 @pytest.mark.nightly
