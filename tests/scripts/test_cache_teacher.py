@@ -93,7 +93,8 @@ def test_a_served_teacher_teaches_through_the_command_line(written):
     from compress.teachers.local import load_hf_teacher
     from tests.teachers.fake_server import Behaviour, serving
 
-    (folder,) = [p for p in Path(os.environ["COMPRESS_CACHE"], "teachers").iterdir() if p.is_dir()]
+    folders = [p for p in Path(os.environ["COMPRESS_CACHE"], "teachers").iterdir() if p.is_dir()]
+    folder = min(folders, key=lambda path: path.stat().st_mtime)  # other data made later ones
     model, tokenizer = load_hf_teacher(str(folder)), AutoTokenizer.from_pretrained(folder)
 
     class Served:
