@@ -32,6 +32,7 @@ class Settings:
     batch: int = 4
     vocab: int = 2048
     dtype: str = "float32"
+    teacher_dtype: str = "float32"  # the recipes' own is bfloat16
     device: str = "cpu"
     threads: int = 1
     compile: bool = False
@@ -121,7 +122,9 @@ def distilled(settings: Settings, model: nn.Module | None = None) -> Callable[[]
     from compress.distill.build import LogitSettings, teacher_term
     from compress.teachers.local import LocalTeacher
 
-    teacher = LocalTeacher(model_of(settings, layers=2 * settings.layers))
+    teacher = LocalTeacher(
+        model_of(settings, layers=2 * settings.layers), dtype=settings.teacher_dtype
+    )
     model = model_of(settings) if model is None else model
     return training_step(
         settings, model, teacher, (lambda step: teacher_term(step, LogitSettings()),)
@@ -265,6 +268,20 @@ def main() -> None:
         write(settings, lines)
 
 
+GOALS = {"w8a8": 1.15, "w4a16": 1.10, "logits": 1.55, "mask": 1.05, "mask_w8a8_logits": 1.9}
+
+
+def judged(lines: list[dict[str, object]]) -> str:
+    """Which goals these ratios meet."""
+    ratios = {str(line["name"]): float(str(line["ratio"])) for line in lines}
+    words = [
+        f"{name} {goal}x: {ratios[name]}, {'met' if ratios[name] <= goal else 'missed'}"
+        for name, goal in GOALS.items()
+        if name in ratios
+    ]
+    return "Goals: " + "; ".join(words) + "."
+
+
 def write(settings: Settings, lines: list[dict[str, object]]) -> None:
     """The results file."""
     columns = ["name", "ratio", "ratio_of_fastest", "saved_extra"]
@@ -276,8 +293,10 @@ def write(settings: Settings, lines: list[dict[str, object]]) -> None:
         "machine": machine(settings), "date": time.strftime("%Y-%m-%d"),
         "columns": columns, "rows": [[line[c] for c in columns] for line in lines],
         "notes": [
+            judged(lines),
             f"{settings.layers} layers x {settings.hidden}, {settings.batch} x {settings.seq} "
-            f"tokens, {settings.dtype}, compile={settings.compile}; medians of {settings.rounds} "
+            f"tokens, {settings.dtype}, teacher {settings.teacher_dtype} and twice as deep, "
+            f"compile={settings.compile}; medians of {settings.rounds} "
             f"interleaved rounds of {'processor' if one else 'wall'} time.",
             "saved_extra: bytes made and kept for backward beyond the plain step's, over the "
             "bytes of the quantised weights.",
