@@ -36,14 +36,16 @@ SECTIONS = {
 }
 
 
-def on_config(config):
-    """Lays the packages out as they install, so that docstrings are read without importing them."""
+def on_startup(command, dirty):
+    """Lays the packages out as they install, so that docstrings are read without importing them.
+
+    At start-up: the plugin that reads them drops a path that is not there when it is configured.
+    """
     place = ROOT / "build" / "api" / "compress"
     shutil.rmtree(place, ignore_errors=True)
     only_code = shutil.ignore_patterns("__pycache__", "*.json", "*.jinja", "*.md")
     shutil.copytree(ROOT / "compress", place, ignore=only_code)
     shutil.copytree(ROOT / "callbacks", place / "callbacks", ignore=only_code)
-    return config
 
 
 def on_files(files, config):
