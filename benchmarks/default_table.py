@@ -82,8 +82,9 @@ def main() -> None:
             "dense student: the same training with the teacher, nothing compressed; PTQ: that one, "
             "quantised without training",
             "kept: exp(dense - compressed); above 1 the compressed student is the better model",
-            "The 120 steps were chosen on this validation split with seed 0: at 300 steps labels "
-            "alone were better (3.416 against 3.441). It is one setting's result, not a general one",
+            "The 120 steps were chosen on this validation split with seed 0: at 300 steps "
+            "labels alone were better (3.416 against 3.441). It is one setting's result, not a "
+            "general one",
             f"distillation wins in {sum(r[6] < r[5] for r in rows if r[1] != 'mean')} of "
             f"{sum(r[1] != 'mean' for r in rows)} runs",
         ],
