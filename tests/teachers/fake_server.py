@@ -32,6 +32,8 @@ def prompt_logprobs(teacher, prompt, k):
 
 
 class Handler(BaseHTTPRequestHandler):
+    counted = False
+
     def log_message(self, *args):
         pass
 
@@ -50,11 +52,11 @@ class Handler(BaseHTTPRequestHandler):
             fails = told.failures >= 0
             told.now += 1
             told.most = max(told.most, told.now)
+        self.counted = True
         try:
             return self.answer(told.status, {"error": "busy"}) if fails else self.act(told, body)
         finally:
-            with told.lock:
-                told.now -= 1
+            self.leave(told)
 
     def act(self, told, body):
         if told.mode == "drip":
@@ -82,7 +84,14 @@ class Handler(BaseHTTPRequestHandler):
         entries = prompt_logprobs(told.teacher, body["prompt"], k)
         return self.answer(200, {"choices": [{"prompt_logprobs": entries}]})
 
+    def leave(self, told):
+        with told.lock:
+            told.now -= self.counted
+        self.counted = False
+
     def answer(self, status, body, raw=None):
+        # before the answer is out: whoever has it may ask again before this thread goes on
+        self.leave(self.server.behaviour)
         content = json.dumps(body).encode() if raw is None else raw
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
