@@ -13,10 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from words import read
 
 # run as a script, this folder comes first in the path, and this file hides the package of its name
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
@@ -36,15 +38,6 @@ class Settings:
     models: str = "encoder,decoder"
     threads: int = 1
     out: str = ""
-
-    @classmethod
-    def read(cls, words: list[str]) -> "Settings":
-        """Settings from `key=value` words; an unknown key stops."""
-        kinds = {f.name: type(f.default) for f in fields(cls)}
-        given = dict(word.split("=", 1) for word in words)
-        if unknown := given.keys() - kinds.keys():
-            sys.exit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(kinds)}")
-        return cls(**{key: kinds[key](value) for key, value in given.items()})
 
 
 def encoder() -> nn.Module:
@@ -202,7 +195,7 @@ def told(lines: list[dict[str, Any]], model: str) -> str:
 def main() -> None:
     """Measure all, print each line, write the table where `out=` says."""
     words = sys.argv[1:]
-    settings = Settings.read(words)
+    settings = read(Settings, words)
     if unknown := set(settings.models.split(",")) - MODELS.keys():
         sys.exit(f"unknown models: {', '.join(sorted(unknown))}; known: {', '.join(MODELS)}")
 

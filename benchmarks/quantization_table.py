@@ -3,7 +3,7 @@
     COMPRESS_TEST_DATA=DIR python benchmarks/quantization_table.py out=docs/results/NAME.json
 
 The subject is `stories.adapted()`: dense model, teacher and starting point alike. Every arm is
-measured on the same held-out rows; settings were tuned on others (`part=tune`). Finished arms are
+measured on the same held-out rows; `part=tune` tries settings on others. Finished arms are
 kept in the cache, so that a stopped run goes on; `fresh=true` measures them again, and
 `measure=false` writes what is there, each trained arm by the best settings that were tried.
 """
@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import stories
+from words import read
 
 SCHEMES: dict[str, dict[str, Any]] = {
     "W8A8": {"scheme": "W8A8"},
@@ -57,19 +58,9 @@ class Settings:
     measure: bool = True
     out: str = ""
 
-    @classmethod
-    def read(cls, words: list[str]) -> "Settings":
-        """Settings from `key=value` words; an unknown key stops."""
-        kinds = {f.name: type(f.default) for f in fields(cls)}
-        given = dict(word.split("=", 1) for word in words)
-        if unknown := given.keys() - kinds.keys():
-            sys.exit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(kinds)}")
-        truth = {"true": True, "false": False}
-        return cls(**{k: truth[v] if kinds[k] is bool else kinds[k](v) for k, v in given.items()})
-
 
 def learning_rate_of(scheme: str) -> float:
-    """Found on the tuning rows: the coarser the grid, the farther the weights must travel."""
+    """A guess, not tuned yet: the coarser the grid, the farther the weights must travel."""
     return {"W2A16 g32": 2e-3, "W3A16 g32": 1e-3}.get(scheme, 5e-4)
 
 
@@ -225,7 +216,7 @@ COLUMNS = [
 def main() -> None:
     """Measure, print, write."""
     torch.set_num_threads(1)
-    settings = Settings.read(sys.argv[1:])
+    settings = read(Settings, sys.argv[1:])
     table = Table(settings)
     dense = table.measured({"arm": "dense"}, lambda: table.dense)
     seeds = [int(seed) for seed in settings.seeds.split(",")]
@@ -264,7 +255,7 @@ def write(path: Path, table: Table, dense: float, rows: list[list[Any]]) -> None
 
 
 PARTS = {
-    "report": "which no setting was tuned on",
+    "report": "on which no setting was tried",
     "tune": "the rows that settings are tuned on: flattering to the trained arms",
 }
 

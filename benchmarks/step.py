@@ -15,11 +15,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from words import read
 
 
 @dataclass(kw_only=True)
@@ -39,16 +40,6 @@ class Settings:
     rounds: int = 15
     out: str = ""
     arms: str = "plain,w8a8,w8a8_static,w8a8_tracked,w4a16,w4a8"
-
-    @classmethod
-    def read(cls, words: list[str]) -> "Settings":
-        """Settings from `key=value` words; an unknown key stops."""
-        kinds = {f.name: type(f.default) for f in fields(cls)}
-        given = dict(word.split("=", 1) for word in words)
-        if unknown := given.keys() - kinds.keys():
-            sys.exit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(kinds)}")
-        truth = {"true": True, "false": False}
-        return cls(**{k: truth[v] if kinds[k] is bool else kinds[k](v) for k, v in given.items()})
 
 
 def model_of(settings: Settings, *, layers: int | None = None) -> nn.Module:
@@ -237,7 +228,7 @@ def machine(settings: Settings) -> str:
 
 def main() -> None:
     """Measure all arms in turn, print one line each."""
-    settings = Settings.read(sys.argv[1:])
+    settings = read(Settings, sys.argv[1:])
     torch.set_num_threads(settings.threads)
     names = list(dict.fromkeys(["plain", *settings.arms.split(",")]))
     if unknown := [name for name in names if name not in ARMS]:

@@ -20,30 +20,24 @@ Often used:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Measures and prints; answers the exit status (0 done, 2 bad input or a failed engine)."""
-    words = sys.argv[1:] if words is None else words
-    if not words or any(word in ("-h", "--help") for word in words):
-        print(HELP)
-        return 0 if words else 2
-    from compress.errors import BadInput, CompressError
+    """Measures and prints; answers the exit status (2 also for a failed engine)."""
+    from compress.scripts.lib.settings import program
+
+    return program(words, usage=HELP, run=_run, stopped="What was measured stands in out=.")
+
+
+def _run(words: list[str]) -> None:
+    from compress.errors import BadInput
     from compress.scripts.lib.benchmark_settings import checked
     from compress.scripts.lib.settings import read_settings
 
-    try:
-        served = any(w.startswith("url=") for w in words)
-        settings = read_settings(words, name="benchmark", required=() if served else ("model",))
-        if problems := checked(settings):
-            raise BadInput("\n".join(problems))
-        from compress.scripts.lib.benchmark_run import run  # heavy: only once all is sound
+    served = any(w.startswith("url=") for w in words)
+    settings = read_settings(words, name="benchmark", required=() if served else ("model",))
+    if problems := checked(settings):
+        raise BadInput("\n".join(problems))
+    from compress.scripts.lib.benchmark_run import run  # heavy: only once all is sound
 
-        run(settings, words)
-        return 0
-    except CompressError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped; what was measured stands in out=.", file=sys.stderr)
-        return 130
+    run(settings, words)
 
 
 if __name__ == "__main__":

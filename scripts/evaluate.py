@@ -22,21 +22,13 @@ Often used:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Measures and prints; answers the exit status (0 done, 2 bad input)."""
-    words = sys.argv[1:] if words is None else words
-    if not words or any(word in ("-h", "--help") for word in words):
-        print(HELP)
-        return 0 if words else 2
-    from compress.errors import CompressError
+    """Measures and prints; answers the exit status."""
+    from compress.scripts.lib.settings import program
 
-    try:
-        return _run(words)
-    except CompressError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    return program(words, usage=HELP, run=_run)
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str]) -> None:
     from compress.errors import BadInput
     from compress.scripts.lib.config import compose
     from compress.scripts.lib.settings import check_installed, check_model_path, check_writable
@@ -58,7 +50,6 @@ def _run(words: list[str]) -> int:
     from compress.scripts.lib.evaluate_run import run  # heavy: only once the settings are sound
 
     run(config, own_data=not any(w.partition("=")[0].split(".")[0] == "data" for w in words))
-    return 0
 
 
 if __name__ == "__main__":

@@ -24,22 +24,17 @@ All settings: recipes/export.yaml
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exports; answers the exit status (0 done, 2 bad input)."""
-    words = sys.argv[1:] if words is None else words
-    if not words or any(word in ("-h", "--help") for word in words):
-        print(HELP)
-        return 0 if words else 2
-    from compress.errors import CompressError
+    """Exports; answers the exit status."""
+    from compress.scripts.lib.settings import program
 
-    try:
-        settings = checked(words)
-        from compress.scripts.lib.export_run import run  # heavy: only once the settings are sound
+    return program(words, usage=HELP, run=_run)
 
-        run(settings, words)
-        return 0
-    except CompressError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+
+def _run(words: list[str]) -> None:
+    settings = checked(words)
+    from compress.scripts.lib.export_run import run  # heavy: only once the settings are sound
+
+    run(settings, words)
 
 
 def checked(words: list[str]) -> dict[str, Any]:

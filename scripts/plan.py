@@ -21,35 +21,33 @@ Often used:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Prints the plan; answers the exit status (0 done, 2 bad input)."""
+    """Counts and prints; answers the exit status."""
+    from compress.scripts.lib.settings import program
+
     words = sys.argv[1:] if words is None else words
     if words[:1] == ["sensitivity"]:
         from compress.scripts.lib.plan_sensitivity import main as sensitivity
 
         return int(sensitivity(words[1:]))
-    if not words or any(word in ("-h", "--help") for word in words):
-        print(HELP)
-        return 0 if words else 2
-    from compress.errors import BadInput, CompressError
+    return program(words, usage=HELP, run=_run)
+
+
+def _run(words: list[str]) -> None:
+    from compress.errors import BadInput
     from compress.scripts.lib.settings import check_model_path, check_writable, read_settings
 
-    try:
-        settings = read_settings(words, name="plan")
-        problems = [
-            *check_model_path("model", settings["model"]),
-            *check_model_path("teacher", settings["teacher"]),
-            *check_model_path("accelerators", settings["accelerators"], remote=False),
-            *check_writable("out", settings["out"]),
-        ]
-        if problems:
-            raise BadInput("\n".join(problems))
-        from compress.scripts.lib.plan_run import run  # heavy: only once the settings are sound
+    settings = read_settings(words, name="plan")
+    problems = [
+        *check_model_path("model", settings["model"]),
+        *check_model_path("teacher", settings["teacher"]),
+        *check_model_path("accelerators", settings["accelerators"], remote=False),
+        *check_writable("out", settings["out"]),
+    ]
+    if problems:
+        raise BadInput("\n".join(problems))
+    from compress.scripts.lib.plan_run import run  # heavy: only once the settings are sound
 
-        run(settings)
-        return 0
-    except CompressError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    run(settings)
 
 
 if __name__ == "__main__":

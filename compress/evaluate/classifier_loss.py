@@ -8,7 +8,8 @@ from torch import nn
 
 from compress.contract import Batch
 from compress.errors import BadInput
-from compress.evaluate.quality import device_of, evaluating
+from compress.evaluate.classify import classified
+from compress.evaluate.quality import evaluating
 
 
 def classifier_loss(
@@ -24,11 +25,9 @@ def classifier_loss(
     Raises:
         BadInput: there is no example, or the loss is not finite.
     """
-    device, total, examples = device_of(model), 0.0, 0
+    total, examples = 0.0, 0
     with evaluating(model):
-        for batch in islice(batches, max_batches):
-            inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
-            logits_BV, labels_B = model(**inputs).logits.float(), batch["labels"].to(device)
+        for logits_BV, labels_B in classified(model, islice(batches, max_batches)):
             total += float(nn.functional.cross_entropy(logits_BV, labels_B, reduction="sum"))
             examples += len(labels_B)
     if not examples or not torch.tensor(total).isfinite():

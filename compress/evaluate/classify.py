@@ -1,6 +1,6 @@
 """Accuracy of classifiers, and of language models that choose among answers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -52,16 +52,22 @@ def classification_accuracy(
     Raises:
         BadInput: there is no example, or a label is none of the model's classes.
     """
-    device = device_of(model)
     logits, labels = [], []
     with evaluating(model):
-        for batch in islice(batches, max_batches):
-            inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
-            logits.append(model(**inputs).logits.float().cpu())
-            labels.append(batch["labels"].cpu())
+        for logits_BV, labels_B in classified(model, islice(batches, max_batches)):
+            logits.append(logits_BV.cpu())
+            labels.append(labels_B.cpu())
     if not logits:
         raise BadInput("there is no example to classify: the data is empty")
     return _accuracy(torch.cat(logits), torch.cat(labels))
+
+
+def classified(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (B, V) in fp32 and labels (B,) of each batch, on the model's device."""
+    device = device_of(model)
+    for batch in batches:
+        inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+        yield model(**inputs).logits.float(), batch["labels"].to(device)
 
 
 def _accuracy(logits_NV: Tensor, labels_N: Tensor) -> Accuracy:

@@ -20,7 +20,10 @@ RULES: Mapping[str, Sequence[rules.Rule]] = {
     "vllm": (
         *_COMPRESSED_TENSORS,
         rules.fused_layers_agree,
-        rules.linear_layers_only,
+        rules.linear_layers_only(
+            reason="vLLM quantises linear layers alone",
+            way_out="Exclude these layers, or use target=transformers.",
+        ),
         rules.schemes_have_kernels,
         rules.uniform_shapes,
     ),

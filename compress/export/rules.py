@@ -107,15 +107,15 @@ def head_is_free(plan: ExportPlan) -> Iterator[Offence]:
         )
 
 
-def linear_layers_only(plan: ExportPlan) -> Iterator[Offence]:
-    """Only linear layers have quantised kernels in vLLM."""
-    layers = [f"{x.name:<44} {x.kind}" for x in plan.quantized if x.kind != "Linear"]
-    if layers:
-        yield Offence(
-            reason="vLLM quantises linear layers alone",
-            layers=tuple(layers),
-            way_out="Exclude these layers, or use target=transformers.",
-        )
+def linear_layers_only(*, reason: str, way_out: str) -> Rule:
+    """A rule that takes quantised linear layers and no other kind."""
+
+    def rule(plan: ExportPlan) -> Iterator[Offence]:
+        layers = [f"{x.name:<44} {x.kind}" for x in plan.quantized if x.kind != "Linear"]
+        if layers:
+            yield Offence(reason=reason, layers=tuple(layers), way_out=way_out)
+
+    return rule
 
 
 def schemes_have_kernels(plan: ExportPlan) -> Iterator[Offence]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from compress.export.plan import ExportPlan, LayerPlan
-from compress.export.rules import Offence, Rule
+from compress.export.rules import Offence, Rule, linear_layers_only
 from compress.export.schemes import scheme_name
 
 INT4_BLOCKS = (64, 128)
@@ -69,15 +69,9 @@ def _refuses_weight_only(layer: LayerPlan) -> tuple[str, str] | None:
     return None
 
 
-def tensorrt_linear_only(plan: ExportPlan) -> Iterator[Offence]:
-    """Only linear layers are written with Q/DQ."""
-    layers = [f"{x.name:<44} {x.kind}" for x in plan.quantized if x.kind != "Linear"]
-    if layers:
-        yield Offence(
-            reason="Q/DQ is written around linear layers alone",
-            layers=tuple(layers),
-            way_out="Exclude these layers.",
-        )
+tensorrt_linear_only = linear_layers_only(
+    reason="Q/DQ is written around linear layers alone", way_out="Exclude these layers."
+)
 
 
 def no_quantized_cache(plan: ExportPlan) -> Iterator[Offence]:

@@ -1,6 +1,5 @@
 """`plan.py sensitivity`: what fewer bits cost each layer, and the best plan under a budget."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +18,26 @@ It ends with the `callbacks.qat.overrides` to train the plan with.
 
 
 def main(words: list[str]) -> int:
-    """Measures, plans, prints; answers the exit status (0 done, 2 bad input)."""
-    if not words or any(word in ("-h", "--help") for word in words):
-        print(HELP)
-        return 0 if words else 2
-    from compress.errors import BadInput, CompressError
+    """Measures, plans, prints; answers the exit status."""
+    from compress.scripts.lib.settings import program
+
+    return program(words, usage=HELP, run=_checked_run)
+
+
+def _checked_run(words: list[str]) -> None:
+    from compress.errors import BadInput
     from compress.scripts.lib.settings import check_model_path, check_writable, read_settings
 
-    try:
-        settings = read_settings(words, name="sensitivity")
-        problems = [
-            *check_model_path("model", settings["model"]),
-            *check_writable("out", settings["out"]),
-            *check_writable("plot", settings["plot"]),
-            *([] if settings["text"] else ["text must be given: text=FILES to measure on"]),
-        ]
-        if problems:
-            raise BadInput("\n".join(problems))
-        run(settings)
-        return 0
-    except CompressError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    settings = read_settings(words, name="sensitivity")
+    problems = [
+        *check_model_path("model", settings["model"]),
+        *check_writable("out", settings["out"]),
+        *check_writable("plot", settings["plot"]),
+        *([] if settings["text"] else ["text must be given: text=FILES to measure on"]),
+    ]
+    if problems:
+        raise BadInput("\n".join(problems))
+    run(settings)
 
 
 def run(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,43 @@
 """Flat `key=value` settings of one script over the defaults of its recipe file; nothing heavy."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from compress.errors import BadInput, did_you_mean
 from compress.scripts.lib.config import recipes_folder
+
+
+def program(
+    words: list[str] | None, *, usage: str, run: Callable[[list[str]], Any], stopped: str = ""
+) -> int:
+    """What every script around its work does: help, our errors in a line, the exit status.
+
+    Args:
+        words: of the command line; None reads them there.
+        usage: printed for `--help`, and where nothing is said.
+        run: the work; what it answers is dropped.
+        stopped: what to say after Ctrl-C.
+
+    Returns:
+        0 done, 2 bad input, 130 interrupted.
+    """
+    from compress.errors import CompressError
+
+    words = sys.argv[1:] if words is None else words
+    if not words or any(word in ("-h", "--help") for word in words):
+        print(usage)
+        return 0 if words else 2
+    try:
+        run(words)
+        return 0
+    except CompressError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"Stopped. {stopped}".strip(), file=sys.stderr)
+        return 130
 
 
 def read_settings(
