@@ -65,6 +65,17 @@ def on_files(files, config):
     return files
 
 
+def on_page_markdown(markdown, page, config, files):
+    """Shows an example's code below the sentence that links to it; the file is no page itself."""
+
+    def shown(match: re.Match) -> str:
+        code = (ROOT / "docs" / "examples" / match[2]).read_text(encoding="utf-8")
+        return f"`{match[1]}`{match[3]}\n\n```python\n{code}```"
+
+    link = r"^\[([^\]]*)\]\((?:\.\./)*examples/(\w+\.py)\)(.*)$"
+    return re.sub(link, shown, markdown, flags=re.M)
+
+
 def nav_of(pages: list[str]) -> list:
     """The README first, then each folder as a section; what stands at the top is reference."""
     front = [page for page in ("index.md", "zh.md") if page in pages]

@@ -1,5 +1,6 @@
 """Claims about the documents: links lead somewhere, code runs, the site builds warning-free."""
 
+import html
 import importlib.util
 import os
 import re
@@ -15,8 +16,6 @@ from compress.scripts.lib.sweep_definition import list_sweeps
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("callbacks/*.md"), *ROOT.glob("docs/**/*.md")])
 READMES = ["README.md", "README.zh.md"]
-# pages that the site alone makes
-MADE = re.compile(r"(\.\./)*(api|methods)/")
 
 
 def links_of(text: str) -> list[str]:
@@ -29,7 +28,7 @@ def test_every_link_of_a_page_leads_somewhere(page):
     lost = [
         link for link in links_of(page.read_text(encoding="utf-8"))
         if (target := link.partition("#")[0])
-        and not (page.parent / target).exists() and not MADE.match(target)
+        and not (page.parent / target).exists()
     ]  # fmt: skip
     assert lost == []
 
@@ -91,3 +90,22 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING" not in done.stderr and (tmp_path / "site" / "methods" / "index.html").exists()
+    absent = [
+        page for page, example in EXAMPLES.items()
+        if not shows(tmp_path / "site" / page, ROOT / "docs" / "examples" / example)
+    ]  # fmt: skip
+    assert absent == []
+
+
+EXAMPLES = {
+    "how-to/own-callback.html": "own_callback.py",
+    "how-to/own-lightning-module.html": "own_lightning_module.py",
+    "how-to/own-target.html": "own_target.py",
+    "how-to/from-hf-trainer.html": "hf_trainer.py",
+}
+
+
+def shows(page: Path, example: Path) -> bool:
+    """Whether the page holds the example's code, whatever the colours around its words."""
+    text = html.unescape(re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")))
+    return example.read_text(encoding="utf-8").strip() in text
