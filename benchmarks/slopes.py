@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist, mean
 
 
@@ -58,7 +59,7 @@ def fit(hours: Sequence[float], values: Sequence[float]) -> Slope:
 def _widening(rests: list[float], squares: float) -> float:
     if squares == 0:
         return 1.0
-    related = sum(a * b for a, b in zip(rests, rests[1:], strict=False)) / squares
+    related = sum(a * b for a, b in pairwise(rests)) / squares
     related = min(max(related, 0.0), 0.98)
     return math.sqrt((1 + related) / (1 - related))
 

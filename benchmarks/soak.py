@@ -97,7 +97,7 @@ def report(settings: Settings, samples: list[dict[str, float]]) -> None:
 
 
 def row(name: str, samples: list[dict[str, float]]) -> list[Any]:
-    """One figure: where it lies, its slope with the interval, the whole rise, the noise, verdict."""
+    """One figure: where it lies, its slope with interval, whole rise, noise, verdict."""
     key, unit = FIGURES[name]
     line = slopes.fit([s["hours"] for s in samples], [s[key] for s in samples])
     slope = f"{line.per_hour:+.3g} [{line.low:+.3g}, {line.high:+.3g}]"

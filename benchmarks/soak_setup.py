@@ -11,8 +11,8 @@ STEPS = 10**7
 
 ON = (
     "quantisation (W8A8), 2:4 sparsity, pruning (to step 300), distillation of logits (live and "
-    "from a teacher cache), features, routing, on-policy, number guard (rollback, snapshot every 50 "
-    "steps), validation every 50 steps, metrics.jsonl, CSV, W&B offline"
+    "from a teacher cache), features, routing, on-policy, number guard (rollback, snapshot every "
+    "50 steps), validation every 50 steps, metrics.jsonl, CSV, W&B offline"
 )
 
 WORDS = [
