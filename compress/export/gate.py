@@ -38,7 +38,7 @@ RULES: Mapping[str, Sequence[rules.Rule]] = {
     # no uniform_shapes: a graph holds every layer's own
     "tensorrt": (
         tensorrt_rules.tensorrt_kinds,
-        tensorrt_rules.tensorrt_linear_only,
+        tensorrt_rules.tensorrt_layers,
         tensorrt_rules.no_quantized_cache,
         rules.groups_divide,
         rules.symmetric_weights,

@@ -16,7 +16,7 @@ from compressed_tensors.quantization import QuantizationArgs
 from torch import Tensor, nn
 
 from compress.export.codes import expected_codes
-from compress.export.onnx_program import DOMAIN
+from compress.export.onnx_program import DOMAIN, PRODUCT_OP
 from compress.export.plan import ExportPlan
 from compress.transforms import Stage, weight_before
 
@@ -67,9 +67,9 @@ def number_format(args: QuantizationArgs) -> str:
 
 
 def read_layers(student: nn.Module, plan: ExportPlan) -> list[ProductLayer]:
-    """Codes and scales of every quantised layer, in the plan's order; codes made in fp32."""
+    """Codes and scales of every quantised linear layer, in the plan's order; codes made in fp32."""
     modules = dict(student.named_modules())
-    return [_read(modules[planned.name], planned) for planned in plan.quantized]
+    return [_read(modules[planned.name], planned) for planned in plan.products]
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def dense_layers(student: nn.Module, plan: ExportPlan) -> list[ProductLayer]:
     """The same layers with the weights that quantisers see, for an unquantised twin."""
     modules: dict[str, Any] = dict(student.named_modules())
     found = []
-    for planned in plan.quantized:
+    for planned in plan.products:
         layer = modules[planned.name]
         weight_OI = weight_before(layer, Stage.QUANTIZE).detach().to("cpu", torch.float32)
         name, width = (planned.name,), (weight_OI.shape[0],)
@@ -127,13 +127,14 @@ def write_layers(model: Any, layers: Sequence[ProductLayer], *, fuse: bool = Tru
         numbered = [(node, layers[node.attributes["number"].as_int()]) for node in nodes]
         for part in _agreeing(numbered) if fuse else [[pair] for pair in numbered]:
             _write(model.graph, [node for node, _ in part], joined([layer for _, layer in part]))
-    model.opset_imports.pop(DOMAIN, None)
+    if not any(node.domain == DOMAIN for node in model.graph):
+        model.opset_imports.pop(DOMAIN, None)
 
 
 def _by_input(graph: Any) -> list[list[Any]]:
     found: dict[int, list[Any]] = {}
     for node in graph:
-        if node.domain == DOMAIN:
+        if node.domain == DOMAIN and node.op_type == PRODUCT_OP:
             found.setdefault(id(node.inputs[0]), []).append(node)
     return list(found.values())
 
@@ -165,7 +166,7 @@ def joined(layers: Sequence[ProductLayer]) -> ProductLayer:
 
 
 def _write(graph: Any, nodes: Sequence[Any], layer: ProductLayer) -> None:
-    writer = _Writer(graph, before=nodes[0], name=layer.names[0])
+    writer = NodeWriter(graph, before=nodes[0], name=layer.names[0])
     values = nodes[0].inputs[0]
     if layer.input_scale is not None:
         values = writer.rounded(values, layer)
@@ -180,13 +181,15 @@ def _write(graph: Any, nodes: Sequence[Any], layer: ProductLayer) -> None:
         graph.remove(node, safe=True)
 
 
-class _Writer:
+class NodeWriter:
     """Adds nodes before one node, and constants, under names that begin with a layer's."""
 
     def __init__(self, graph: Any, *, before: Any, name: str) -> None:
+        """`name` begins every name."""
         self.graph, self.before, self.name = graph, before, name
 
     def add(self, op: str, inputs: list[Any], name: str, **attributes: Any) -> Any:
+        """A node; its output."""
         import onnx_ir as ir
 
         named = f"{self.name}/{name}"
@@ -196,6 +199,7 @@ class _Writer:
         return node.outputs[0]
 
     def constant(self, name: str, array: Any) -> Any:
+        """An initialiser."""
         import onnx_ir as ir
 
         named = f"{self.name}/{name}"
@@ -207,6 +211,7 @@ class _Writer:
         return value
 
     def rounded(self, values: Any, layer: ProductLayer) -> Any:
+        """The layer's input on its grid."""
         assert layer.inputs is not None
         dtype = numpy_dtype(number_format(layer.inputs))
         scale = self.constant("input_scale", np.float32(layer.input_scale).reshape(()))
@@ -216,6 +221,7 @@ class _Writer:
         return self.add("DequantizeLinear", [quantized, scale, zero], "rounded")
 
     def weight(self, layer: ProductLayer) -> Any:
+        """The layer's weight, dequantised where it has codes."""
         if layer.weights is None:
             return self.constant("weight", layer.codes_IO.numpy())
         assert layer.scale is not None
@@ -231,6 +237,7 @@ class _Writer:
         return self.add("DequantizeLinear", [codes, scale, zero], "dequantized", **where)
 
     def split(self, out: Any, widths: Sequence[int]) -> list[Any]:
+        """Parts of the last axis."""
         import onnx_ir as ir
 
         sizes = self.constant("widths", np.asarray(widths, dtype=np.int64))

@@ -22,6 +22,7 @@ from compress.export.reload import quiet
 from compress.transforms import INPUT_QUANTIZER, transforms_of
 
 DOMAIN = "compress"
+PRODUCT_OP, TABLE_OP = "Linear", "Table"
 OPSET = 21
 """The first opset with INT4 and block-wise scales; TensorRT's parser reads up to 25."""
 
@@ -61,6 +62,29 @@ def _linear_shape(values: Tensor, out_features: int, number: int) -> Tensor:
     return values.new_empty(*values.shape[:-1], out_features)
 
 
+@torch.library.custom_op(f"{DOMAIN}::table", mutates_args=())
+def _table(tokens: Tensor, width: int, number: int) -> Tensor:
+    """Stands for embedding `number` of the plan; only ever exported."""
+    return torch.zeros(*tokens.shape, width, device=tokens.device)
+
+
+@_table.register_fake
+def _table_shape(tokens: Tensor, width: int, number: int) -> Tensor:
+    return tokens.new_empty(*tokens.shape, width, dtype=torch.float32)
+
+
+class _TablePlaceholder(nn.Module):
+    """Takes an embedding's place, its table left out."""
+
+    def __init__(self, width: int, number: int) -> None:
+        super().__init__()
+        self.width, self.number = width, number
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = torch.ops.compress.table(tokens, self.width, self.number)
+        return out
+
+
 class _Placeholder(nn.Module):
     """Takes a linear layer's place, weight and bias left out."""
 
@@ -94,15 +118,16 @@ def trace(student: nn.Module, plan: ExportPlan, *, names: Sequence[str] | None =
         student: a Hugging Face model with its transforms attached; left as it was.
         plan: says which layers are quantised.
         names: layers that become placeholders, numbered in this order; None takes the plan's
-            quantised ones.
+            quantised ones, and its quantised embeddings by numbers of their own.
 
     Raises:
         UnsupportedModel: PyTorch cannot export the model; says what it stumbled over.
         BadInput: an ONNX package is missing.
     """
     require_onnx()
-    names = [layer.name for layer in plan.quantized] if names is None else names
-    model = Logits(_with_placeholders(student, names)).eval()
+    tables = [table.name for table in plan.tables] if names is None else []
+    names = [layer.name for layer in plan.products] if names is None else names
+    model = Logits(_with_placeholders(student, names, tables)).eval()
     _register_schema()
     # two tensors: of one object under two names the exporter makes one input
     example = {name: torch.ones(2, 8, dtype=torch.int64) for name in INPUTS}
@@ -113,7 +138,10 @@ def trace(student: nn.Module, plan: ExportPlan, *, names: Sequence[str] | None =
                 model, (), kwargs=example, dynamo=True,
                 dynamic_shapes=dict.fromkeys(INPUTS, sizes), opset_version=OPSET, verbose=False,
                 input_names=list(INPUTS), output_names=["logits"],
-                custom_translation_table={torch.ops.compress.linear.default: _translate},
+                custom_translation_table={
+                    torch.ops.compress.linear.default: _translate,
+                    torch.ops.compress.table.default: _translate_table,
+                },
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
@@ -124,7 +152,9 @@ def trace(student: nn.Module, plan: ExportPlan, *, names: Sequence[str] | None =
 
 
 @torch.no_grad()
-def _with_placeholders(student: nn.Module, names: Sequence[str]) -> Any:
+def _with_placeholders(
+    student: nn.Module, names: Sequence[str], tables: Sequence[str] = ()
+) -> Any:
     copied: Any = copy.deepcopy(student).float().cpu()
     if hasattr(copied, "config"):
         copied.config.use_cache = False
@@ -134,6 +164,11 @@ def _with_placeholders(student: nn.Module, names: Sequence[str]) -> Any:
         parent, _, last = name.rpartition(".")
         layer: Any = copied.get_submodule(name)
         setattr(copied.get_submodule(parent), last, _Placeholder(layer.out_features, number))
+    for number, name in enumerate(tables):
+        parent, _, last = name.rpartition(".")
+        table: Any = copied.get_submodule(name)
+        held = _TablePlaceholder(table.embedding_dim, number)
+        setattr(copied.get_submodule(parent), last, held)
     for layer in copied.modules():
         if transforms_of(layer):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
@@ -145,16 +180,24 @@ def _with_placeholders(student: nn.Module, names: Sequence[str]) -> Any:
 def _register_schema() -> None:
     from onnx import defs
 
-    if defs.has("Linear", DOMAIN):
+    if defs.has(PRODUCT_OP, DOMAIN):
         return
+    floats = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
+    _operator(PRODUCT_OP, "out_features", reads="T", makes="T", types=[("T", floats, "")])
+    _operator(TABLE_OP, "width", reads="tensor(int64)", makes="tensor(float)", types=[])
+
+
+def _operator(name: str, width: str, *, reads: str, makes: str, types: Any) -> None:
+    from onnx import defs
+
     schema, kind = defs.OpSchema, defs.OpSchema.AttrType.INT
     defs.register_schema(
         schema(
-            "Linear", DOMAIN, 1,
-            inputs=[schema.FormalParameter("values", "T")],
-            outputs=[schema.FormalParameter("out", "T")],
-            type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
-            attributes=[schema.Attribute(n, kind, "") for n in ("out_features", "number")],
+            name, DOMAIN, 1,
+            inputs=[schema.FormalParameter("values", reads)],
+            outputs=[schema.FormalParameter("out", makes)],
+            type_constraints=types,
+            attributes=[schema.Attribute(n, kind, "") for n in (width, "number")],
         )
     )  # fmt: skip
 
@@ -164,6 +207,13 @@ def _translate(values: Any, out_features: int, number: int) -> Any:
 
     opset = onnxscript.values.Opset(DOMAIN, 1)
     return opset.Linear(values, out_features=out_features, number=number)
+
+
+def _translate_table(tokens: Any, width: int, number: int) -> Any:
+    import onnxscript
+
+    opset = onnxscript.values.Opset(DOMAIN, 1)
+    return opset.Table(tokens, width=width, number=number)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compress.errors import BadInput, ExportMismatch
 from compress.export.onnx_layers import LAYERS_KEY, ProductLayer, read_layers
+from compress.export.onnx_tables import read_tables, table_errors
 from compress.export.plan import ExportPlan
 from compress.export.reload import example_inputs
 from compress.export.tensorrt_lint import Graph, check_tensorrt, load_graph
@@ -60,6 +61,9 @@ def compare_layers(student: nn.Module, graph: Graph, plan: ExportPlan) -> int:
         errors, count = _product_errors(node, layers, graph, masks)
         wrong += [f"{', '.join(names)}: {error}" for error in errors]
         compared += count
+    tables = read_tables(student, plan)
+    wrong += table_errors(graph, tables)
+    compared += 2 * len(tables)
     wrong += [f"{name}: no product computes it" for name in expected if name not in seen]
     wrong += [
         f"{name}: computed {seen.count(name)} times" for name in {*seen} if seen.count(name) > 1

@@ -84,6 +84,16 @@ class ExportPlan:
         return tuple(layer for layer in self.layers if layer.quantized)
 
     @property
+    def products(self) -> tuple[LayerPlan, ...]:
+        """Quantised layers that multiply: all but embeddings."""
+        return tuple(layer for layer in self.quantized if layer.kind != "Embedding")
+
+    @property
+    def tables(self) -> tuple[LayerPlan, ...]:
+        """Quantised embeddings."""
+        return tuple(layer for layer in self.quantized if layer.kind == "Embedding")
+
+    @property
     def sparse(self) -> tuple[LayerPlan, ...]:
         """Layers with a mask."""
         return tuple(layer for layer in self.layers if layer.mask is not None)

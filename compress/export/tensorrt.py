@@ -9,6 +9,7 @@ from torch import nn
 from compress.export.onnx_clean import clean
 from compress.export.onnx_layers import dense_layers, read_layers, write_layers
 from compress.export.onnx_program import INPUTS, trace
+from compress.export.onnx_tables import read_tables, write_tables
 from compress.export.plan import ExportPlan
 from compress.export.sparsity import faster_in, write_sparsity
 from compress.export.tensorrt_calibration import static_scales, write_calibration
@@ -48,10 +49,12 @@ def write_tensorrt(
     graph = trace(student, plan)
     plain = graph.clone() if calibration else None
     write_layers(graph, read_layers(student, plan))
+    write_tables(graph, read_tables(student, plan))
     files = save_onnx(graph, folder / ONNX_FILE)
     if plain is not None:
         (folder / IMPLICIT_FOLDER).mkdir()
         write_layers(plain, dense_layers(student, plan), fuse=False)
+        write_tables(plain, read_tables(student, plan, dense=True))
         save_onnx(plain, folder / IMPLICIT_FOLDER / ONNX_FILE)
         write_calibration(plan, folder / IMPLICIT_FOLDER, onnx_file=ONNX_FILE)
     write_config(student, folder, dtype=dtype, quantization=None)

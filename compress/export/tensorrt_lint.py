@@ -244,6 +244,13 @@ def _channel_axis(node: Any, graph: Graph, *, axis: int) -> Iterator[str]:
             yield f"its scales run along axis {axis}; {reader.op_type} has its outputs on {wanted}"
 
 
+def _looks_up_codes(node: Any, graph: Graph) -> bool:
+    if node.op_type == "Reshape" and node.input[0] in graph.producers:
+        node = graph.producers[node.input[0]]
+    constant = node.op_type == "Gather" and node.input[0] in graph.initializers
+    return constant and graph.kind(node.input[0]) == "int8"
+
+
 def _neighbours(node: Any, graph: Graph) -> Iterator[str]:
     readers = graph.readers.get(node.output[0], [])
     if node.op_type == "QuantizeLinear":
@@ -255,6 +262,8 @@ def _neighbours(node: Any, graph: Graph) -> Iterator[str]:
         strangers = sorted({r.op_type for r in readers} - {*PRODUCTS, "Transpose"})
         if strangers:
             yield f"dequantises a weight for {', '.join(strangers)}, which has no quantised kernel"
+    elif source is not None and _looks_up_codes(source, graph):
+        return  # an embedding's int8 codes: TensorRT gathers INT8
     elif source is None or source.op_type != "QuantizeLinear":
         yield "dequantises what no QuantizeLinear made"
     elif list(source.input[1:]) != list(node.input[1:]):

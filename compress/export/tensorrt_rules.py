@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import torch
 
 from compress.export.plan import ExportPlan, LayerPlan
-from compress.export.rules import Offence, Rule, linear_layers_only
+from compress.export.rules import Offence, Rule
 from compress.export.schemes import scheme_name
 
 INT4_BLOCKS = (64, 128)
+WRITTEN = ("Linear", "Embedding")
 
 
 def tensorrt_kinds(plan: ExportPlan) -> Iterator[Offence]:
@@ -27,6 +28,8 @@ def tensorrt_kinds(plan: ExportPlan) -> Iterator[Offence]:
 def tensorrt_refuses(layer: LayerPlan) -> tuple[str, str] | None:
     """Why TensorRT cannot take this layer's scheme, and the way out; None where it can."""
     weights, inputs = layer.weights, layer.inputs
+    if layer.kind == "Embedding":  # `prepare` lets nothing but int8 codes through
+        return None
     if weights is None:
         return "TensorRT quantises no inputs without the weights", "Use scheme=W8A8."
     if weights.num_bits < 8 and weights.type == "float":
@@ -69,9 +72,15 @@ def _refuses_weight_only(layer: LayerPlan) -> tuple[str, str] | None:
     return None
 
 
-tensorrt_linear_only = linear_layers_only(
-    reason="Q/DQ is written around linear layers alone", way_out="Exclude these layers."
-)
+def tensorrt_layers(plan: ExportPlan) -> Iterator[Offence]:
+    """Q/DQ is written around linear layers, and int8 codes of embeddings are looked up."""
+    others = [f"{x.name:<44} {x.kind}" for x in plan.quantized if x.kind not in WRITTEN]
+    if others:
+        yield Offence(
+            reason="Q/DQ is written for linear layers and embeddings alone",
+            layers=tuple(others),
+            way_out="Exclude these layers.",
+        )
 
 
 def no_quantized_cache(plan: ExportPlan) -> Iterator[Offence]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compress.quantize.grid import Grid
 
-CACHED_ELEMENTS = 1 << 14
+CACHED_ELEMENTS = 1 << 17
 """Values worked on at once on a CPU: a dozen passes over them stay in a core's cache."""
 
 

@@ -13,7 +13,7 @@ from compress.quantize.inputs import QuantizeInput
 from compress.quantize.kv_cache import attach_kv_quantizers
 from compress.quantize.schemes import check_layers, resolve_scheme
 from compress.quantize.transforms import QuantizeWeight
-from compress.targets import choose_layers, matches
+from compress.targets import choose_layers, matches, output_head_name
 from compress.transforms import Stage, attach_input_quantizer, attach_transform, weight_before
 
 
@@ -128,7 +128,8 @@ def _plan(
 
 def _embeddings(model: nn.Module) -> dict[str, nn.Module]:
     config = getattr(model, "config", None)
-    if getattr(config, "tie_word_embeddings", False):
+    # an encoder's configuration may say so too, though it has no such head
+    if output_head_name(model) is not None and getattr(config, "tie_word_embeddings", False):
         raise UnsupportedScheme(
             "embeddings: the output head shares the embedding's weight (tied), and no runtime "
             "loads a quantised one for both. Untie them (tie_word_embeddings=false), or leave "
