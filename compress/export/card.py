@@ -40,6 +40,30 @@ class CardFacts:
     notes: tuple[str, ...] = ()
 
 
+KINDS = {
+    "ForCausalLM": (
+        "AutoModelForCausalLM", 'llm.generate("Once upon a time")[0].outputs[0].text',
+        "text-generation",
+    ),
+    "ForSequenceClassification": (
+        "AutoModelForSequenceClassification", 'llm.classify("A text")[0].outputs.probs',
+        "text-classification",
+    ),
+    "ForTokenClassification": (
+        "AutoModelForTokenClassification", 'llm.encode("A text")[0].outputs.data',
+        "token-classification",
+    ),
+    "ForMaskedLM": ("AutoModelForMaskedLM", "", "fill-mask"),
+    "Model": ("AutoModel", 'llm.embed("A text")[0].outputs.embedding', "feature-extraction"),
+}  # fmt: skip
+"""End of a class's name -> transformers' loader, what to ask vLLM, the hub's task."""
+
+
+def _kind(architecture: str) -> tuple[str, str, str]:
+    known = (kind for ending, kind in KINDS.items() if architecture.endswith(ending))
+    return next(known, KINDS["Model"])
+
+
 def model_card(
     plan: ExportPlan, facts: CardFacts, *, target: str, dtype: str, weight_bytes: int
 ) -> str:
@@ -61,8 +85,7 @@ def model_card(
 
 
 def _header(plan: ExportPlan, facts: CardFacts) -> str:
-    classifies = plan.architecture.endswith("ForSequenceClassification")
-    task = "text-classification" if classifies else "text-generation"
+    _, _, task = _kind(plan.architecture)
     lines = ["---", "library_name: transformers", f"pipeline_tag: {task}"]
     if facts.licence:
         lines.append(f"license: {facts.licence}")
@@ -112,17 +135,13 @@ def _sparsity(plan: ExportPlan) -> str:
 
 
 def _loading(target: str, architecture: str) -> str:
-    classifies = architecture.endswith("ForSequenceClassification")
-    auto = "AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM"
+    auto, ask, _ = _kind(architecture)
     transformers = (
         f"```python\nfrom transformers import {auto}, AutoTokenizer\n"
         f'model = {auto}.from_pretrained("PATH")\n'
         'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```'
     )
-    vllm = (
-        '```python\nfrom vllm import LLM\nllm = LLM("PATH")\n'
-        'print(llm.generate("Once upon a time")[0].outputs[0].text)\n```'
-    )
+    vllm = f'```python\nfrom vllm import LLM\nllm = LLM("PATH")\nprint({ask})\n```'
     onnx = (
         "```python\nimport numpy as np, onnxruntime\n"
         'session = onnxruntime.InferenceSession("PATH/model.onnx")\n'
@@ -130,5 +149,6 @@ def _loading(target: str, architecture: str) -> str:
         'print(session.run(None, {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}))\n'
         "```\n\nOr build a TensorRT engine on the GPU that serves: `sh trtexec.sh`."
     )
-    ways = {"vllm": [vllm, transformers], "modelopt": [vllm], "tensorrt": [onnx]}
+    served = [vllm] if ask else []  # vLLM has no masked language models
+    ways = {"vllm": [*served, transformers], "modelopt": [vllm], "tensorrt": [onnx]}
     return "\n\n".join(["## Loading", *ways.get(target, [transformers])])

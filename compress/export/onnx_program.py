@@ -152,9 +152,7 @@ def trace(student: nn.Module, plan: ExportPlan, *, names: Sequence[str] | None =
 
 
 @torch.no_grad()
-def _with_placeholders(
-    student: nn.Module, names: Sequence[str], tables: Sequence[str] = ()
-) -> Any:
+def _with_placeholders(student: nn.Module, names: Sequence[str], tables: Sequence[str] = ()) -> Any:
     copied: Any = copy.deepcopy(student).float().cpu()
     if hasattr(copied, "config"):
         copied.config.use_cache = False

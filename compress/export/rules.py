@@ -13,9 +13,7 @@ from compressed_tensors.quantization import QuantizationArgs
 from compress.export.plan import ExportPlan, LayerPlan
 from compress.export.schemes import scheme_name
 from compress.export.sparsity import faster_in
-
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers that vLLM and TensorRT-LLM merge into one matrix product."""
+from compress.quantize.fusion import FUSIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +46,8 @@ def fused_layers_agree(plan: ExportPlan) -> Iterator[Offence]:
         yield Offence(
             reason="the runtime fuses q/k/v and gate/up, but their schemes differ",
             layers=tuple(torn),
-            way_out="Give each set one scheme: override by '*self_attn*' or '*gate_proj,*up_proj'.",
+            way_out="Give each set one scheme: override by '*self_attn*' (an encoder's: "
+            "'*attention.self*') or '*gate_proj,*up_proj'.",
         )
 
 
@@ -56,7 +55,7 @@ def fused_sets(plan: ExportPlan) -> Iterator[list[str]]:
     """Names of the layers that are merged, set by set."""
     for name in plan.linears:
         parent, _, last = name.rpartition(".")
-        for members in FUSED:
+        for members in FUSIONS:
             if last == members[0]:
                 yield [f"{parent}.{m}" for m in members if f"{parent}.{m}" in plan.linears]
 

@@ -11,7 +11,12 @@ from compress.quantize.inputs import QuantizeInput, Shared
 from compress.quantize.transforms import QuantizeWeight
 from compress.transforms import INPUT_QUANTIZER, transforms_of
 
-FUSIONS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+FUSIONS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("query", "key", "value"),  # BERT and its kin
+)
+"""Last names of sibling layers that vLLM and TensorRT-LLM merge into one matrix product."""
 
 
 def fusions(model: nn.Module, names: Iterable[str]) -> list[list[str]]:
