@@ -14,6 +14,7 @@ the same engine, in processes of their own, and take turns (`compress.evaluate.p
 import datetime
 import os
 import sys
+import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 # last: this folder holds a program named onnx.py, which would be taken for the package
 sys.path.append(sys.path.pop(0))
-from headline_models import FOLDERS, RUNS, TARGETS, made
+from headline_models import FOLDERS, RUNS, TARGETS, made, smallest
 from words import read
 
 from compress.errors import BadInput, CompressError
@@ -150,9 +151,24 @@ def measured(name: str, engine: str, subject: dict[str, Any], settings: Settings
             jobs = make_jobs(lengths, batch=batch, vocab_size=vocabulary)
             found[batch] = summaries(serve_closed(arms, jobs, rounds=settings.rounds))
         peaks = {who: arm.peak_bytes for who, arm in arms.items()}
+    floor = None
+    if engine == "vllm":
+        jobs = make_jobs(lengths, batch=1, vocab_size=vocabulary)
+        floor = floor_ms(subject["original"], jobs, chosen, settings)
     if not found[1].get("ratios"):
         raise BadInput(f"requests={settings.requests}: ratios need two or more")
-    return {"one": found[1], "several": found[load.batch], "peaks": peaks, "load": asdict(load)}
+    return {"one": found[1], "several": found[load.batch], "peaks": peaks, "load": asdict(load),
+            "floor": floor}  # fmt: skip
+
+
+def floor_ms(original: str, jobs: Any, chosen: EngineSettings, settings: Settings) -> float:
+    """Mean latency of a model of one layer of width 32: what the engine takes for itself."""
+    with tempfile.TemporaryDirectory() as place:
+        smallest(Path(original), Path(place))
+        with Arm("floor", engine="vllm", path=place, settings=chosen,
+                 python=settings.python) as arm:  # fmt: skip
+            records = serve_closed({"floor": arm}, jobs, rounds=settings.rounds)["floor"]
+    return 1000 * sum(record.latency for record in records) / len(records)
 
 
 def add(table: dict[str, Any], name: str, engine: str, subject: dict[str, Any], got: Any) -> None:
@@ -189,6 +205,13 @@ def notes(name: str, engine: str, subject: Any, got: Any, values: dict[str, floa
         for key, value in values.items()
         if (value > GOALS[key] if key == "latency" else value < GOALS[key])
     ]
+    if got["floor"] is not None:
+        whole = got["one"]["baseline"]["latency_ms"]["mean"]
+        lines.append(
+            f"{name} in {engine}: one layer of width 32 takes {got['floor']:.2f} ms, "
+            f"{got['floor'] / whole:.2f} of the original's latency: the engine's own time, below "
+            "which no compression gets"
+        )
     return lines + ([f"{name} in {engine} misses {', '.join(missed)}"] if missed else [])
 
 

@@ -96,6 +96,20 @@ def static_twin(restored: Restored, name: str) -> torch.nn.Module:
     return static.eval()
 
 
+def smallest(original: Path, folder: Path) -> None:
+    """A model of the original's class with one layer of width 32, random weights, in `folder`."""
+    import transformers
+
+    config: Any = transformers.AutoConfig.from_pretrained(original)
+    for key, value in (("hidden_size", 32), ("intermediate_size", 64), ("num_hidden_layers", 1),
+                       ("num_attention_heads", 1), ("num_key_value_heads", 1),
+                       ("head_dim", 32)):  # fmt: skip
+        if hasattr(config, key):
+            setattr(config, key, value)
+    model: Any = getattr(transformers, config.architectures[0])(config)
+    model.save_pretrained(folder)
+
+
 def quality(restored: Restored, export_folder: Path, original: Path, *, batches: int) -> Any:
     """Share of quality kept by the exported file, on the validation part, with its interval."""
     models = [open_model(path).module for path in (export_folder, original)]
