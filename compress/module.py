@@ -123,6 +123,8 @@ class CompressionModule(CompressionMixin, L.LightningModule):
             check_head_split(student)
         if task == "embedding" and teacher is None:
             raise BadInput("task=embedding has no labels, it needs a teacher: set teacher=...")
+        if task == "embedding" and (pooler := getattr(student, "pooler", None)) is not None:
+            pooler.requires_grad_(False)  # no part of a mean embedding: DDP would wait for it
         self.student, self.teacher, self.task = student, teacher, task
         self.label_weight = 0.0 if task == "embedding" else label_weight
         self.run_tracer = TRACERS[task]

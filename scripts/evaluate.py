@@ -14,6 +14,7 @@ embedded default.
 Often used:
   part=validation|test    batch_size=8  max_batches=32 (null: all)
   data=classification     accuracy and F1, for sequence classifiers
+  data=sentences          for encoders: cosine to the baseline's embeddings, agreement of rankings
   questions=FILE          multiple choice: jsonl of {"prompt": ..., "choices": [...], "answer": 0}
   tasks=[arc_easy]        tasks of lm-evaluation-harness, where it is installed
   device=cuda  dtype=bfloat16  threads=4

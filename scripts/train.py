@@ -11,7 +11,8 @@ Often used:
   recipe=NAME                  what to do; `recipe=` lists all
   run_dir=PATH                 where everything of this run goes (default: runs/<recipe>/<time>)
   seed=0  ckpt=last  compare=true  verbose=false
-  data=text data.path=FILES    your own text (also: hub, instruction, classification)
+  data=text data.path=FILES    your own text (also: hub, instruction, classification,
+                               sentences for task=embedding)
   teacher=hf teacher.path=P    any Hugging Face causal LM (name or folder)
   student.layers=3             student=from_teacher | hf | same
   callbacks.NAME.SETTING=V     e.g. callbacks.qat.scheme=W4A16 callbacks.qat.group_size=32

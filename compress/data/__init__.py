@@ -6,6 +6,7 @@ from compress.data.instruction import instruction
 from compress.data.loader import ResumableLoader, sequential_loader
 from compress.data.python_families import python_families
 from compress.data.python_stdlib import python_stdlib
+from compress.data.sentences import sentences
 from compress.data.text_data import TextData
 from compress.data.text_files import text_files
 
@@ -17,6 +18,7 @@ __all__ = [
     "instruction",
     "python_families",
     "python_stdlib",
+    "sentences",
     "sequential_loader",
     "text_files",
 ]

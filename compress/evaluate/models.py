@@ -33,7 +33,7 @@ class OpenModel:
         module: takes `input_ids` and `attention_mask`; its output has `logits`.
         tokenizer: the one that lies beside it; None where there is none.
         bytes: of its weight files; None where it has none of its own.
-        task: `causal_lm` or `classification`.
+        task: `causal_lm`, `classification` or `embedding`.
     """
 
     name: str
@@ -133,9 +133,11 @@ def read_config(place: Path) -> dict[str, Any]:
 
 
 def task_of(config: dict[str, Any]) -> str:
-    """`classification` for sequence classifiers, `causal_lm` for all else."""
-    names = config.get("architectures") or [""]
-    return "classification" if names[0].endswith("ForSequenceClassification") else "causal_lm"
+    """`classification` for sequence classifiers, `embedding` for bare models, or `causal_lm`."""
+    name = (config.get("architectures") or [""])[0]
+    if name.endswith("Model") and not name.endswith("LMHeadModel"):
+        return "embedding"
+    return "classification" if name.endswith("ForSequenceClassification") else "causal_lm"
 
 
 def find_tokenizer(place: str | Path) -> Any:
@@ -161,6 +163,8 @@ def _load(path: str | Path, task: str, device: str, dtype: str, trust: bool) -> 
     kind: Any = transformers.AutoModelForCausalLM
     if task == "classification":
         kind = transformers.AutoModelForSequenceClassification
+    elif task == "embedding":
+        kind = transformers.AutoModel
     try:
         with quiet():
             model, info = kind.from_pretrained(

@@ -64,12 +64,14 @@ def example_inputs(
 
 
 def _logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The model's logits; the last hidden states of one that has no head."""
     training = model.training
     model.eval()
     with torch.autocast(next(model.parameters()).device.type, enabled=False), quiet():
-        logits: Tensor = model(**inputs).logits.float()
+        output = model(**inputs)
     model.train(training)
-    return logits
+    logits: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
+    return logits.float()
 
 
 def fp4_layers(plan: ExportPlan) -> set[str]:

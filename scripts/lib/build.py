@@ -94,8 +94,8 @@ def embedded_key(config: DictConfig, data: Any) -> str:
     """A hash of all that decides the embedded teacher's weights."""
     teacher = {k: v for k, v in config.teacher.items() if k not in NOT_OF_THE_WEIGHTS}
     facts = {"teacher": teacher, "data": data.fingerprint, "torch": torch.__version__, "format": 1}
-    if config.task != "causal_lm":
-        facts["task"] = config.task
+    if config.task != "causal_lm":  # a teacher of embeddings is the encoder of a classifier
+        facts["task"] = "classification"
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -111,10 +111,12 @@ def train_embedded(config: DictConfig, data: Any, *, metrics: Path) -> torch.nn.
     training = OmegaConf.merge(
         config.training, {"learning_rate": config.teacher.learning_rate, "label_weight": 1.0}
     )
+    task = "causal_lm" if config.task == "causal_lm" else "classification"
     module = train(
-        student=embedded_model(config, data), teacher=None, data=data, trainer=trainer,
-        training=training, callbacks=[], loggers=[JsonlLogger(metrics, "teacher")],
-        seed=config.teacher.seed, task=config.task, verbose=config.verbose,
+        student=embedded_model(OmegaConf.merge(config, {"task": task}), data), teacher=None,
+        data=data, trainer=trainer, training=training, callbacks=[],
+        loggers=[JsonlLogger(metrics, "teacher")], seed=config.teacher.seed, task=task,
+        verbose=config.verbose,
     )  # fmt: skip
     return module.student
 

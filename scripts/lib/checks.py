@@ -10,6 +10,7 @@ from compress.errors import BadInput, did_you_mean
 from compress.scripts.lib.launch import rank_here
 from compress.scripts.lib.limits import limit_problems
 from compress.scripts.lib.strategies import strategy_problems
+from compress.scripts.lib.tasks import task_problems
 
 PATHS_OF_DATA = ("path", "validation_path", "roots")
 
@@ -28,6 +29,7 @@ def check_paths(config: Any) -> None:
         *_run_dir_problems(config),
         *strategy_problems(config),
         *_host_problems(config),
+        *task_problems(config),
     ]
     if problems:
         raise BadInput("\n".join(problems))

@@ -1,15 +1,20 @@
-"""The embedded teachers, untrained: a small Llama, or a small BERT to classify with."""
+"""The embedded teachers, untrained: a small Llama, or a small BERT to classify or embed with."""
 
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from compress.errors import BadInput
+
 
 def embedded_model(config: DictConfig, data: Any) -> torch.nn.Module:
     """The model of the teacher's shape that fits the data and the task."""
     torch.manual_seed(config.teacher.seed)
-    return _encoder(config, data) if config.task == "classification" else _decoder(config, data)
+    if config.task == "causal_lm":
+        return _decoder(config, data)
+    classifier = _encoder(config, data)
+    return classifier if config.task == "classification" else classifier.bert
 
 
 def _decoder(config: DictConfig, data: Any) -> torch.nn.Module:
@@ -35,9 +40,14 @@ def _decoder(config: DictConfig, data: Any) -> torch.nn.Module:
     )
 
 
-def _encoder(config: DictConfig, data: Any) -> torch.nn.Module:
+def _encoder(config: DictConfig, data: Any) -> Any:
     from transformers import BertConfig, BertForSequenceClassification
 
+    if len(data.labels) < 2:
+        raise BadInput(
+            "teacher=embedded learns to embed by telling classes apart, and this data has no "
+            "labels: use data=classification, data=python_families, or teacher=hf teacher.path=..."
+        )
     width = config.teacher.hidden
     return BertForSequenceClassification(
         BertConfig(

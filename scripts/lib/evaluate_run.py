@@ -16,6 +16,7 @@ from compress.evaluate.classify import (
     choice_accuracy,
     classification_accuracy,
 )
+from compress.evaluate.embed import embedding_agreement, embeddings_of
 from compress.evaluate.intervals import bootstrap_interval
 from compress.evaluate.models import OpenModel, open_model
 from compress.evaluate.quality import Comparison, Quality, compare, token_loss
@@ -35,8 +36,11 @@ def run(config: DictConfig, *, own_data: bool) -> dict[str, Any]:
     }  # fmt: skip
     measures = result["measures"]
     try:
-        if (config.task or opened["model"].task) == "classification":
+        task = config.task or opened["model"].task
+        if task == "classification":
             measures["classification"] = _classification(config, opened, data)
+        elif task == "embedding":
+            measures["embedding"] = _embedding(config, opened, data)
         else:
             measures["language"] = _language(config, opened, data)
         if config.questions:
@@ -144,6 +148,22 @@ def _classification(config: DictConfig, opened: dict[str, OpenModel], data: Any)
         for who, model in opened.items()
     }
     return _accuracies(found, config)
+
+
+def _embedding(config: DictConfig, opened: dict[str, OpenModel], data: Any) -> dict[str, Any]:
+    if "baseline" not in opened:
+        raise BadInput("embeddings have no measure of their own: name what to compare, baseline=")
+    ours, theirs = (
+        embeddings_of(opened[who].module, _batches(config, data)) for who in ("model", "baseline")
+    )
+    found = embedding_agreement(ours, theirs)
+    figures = {
+        "spearman": found.spearman, "sequences": found.sequences,
+        "same_nearest_neighbour": _interval(config, found.same_neighbour),
+    }  # fmt: skip
+    if found.cosine is not None:
+        figures = {"cosine": _interval(config, found.cosines), **figures}
+    return {"against_baseline": figures}
 
 
 def _questions(config: DictConfig, opened: dict[str, OpenModel], data: Any) -> dict[str, Any]:

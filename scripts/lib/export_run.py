@@ -90,6 +90,8 @@ def measured(restored: Restored, *, batches: int, level: float) -> dict[str, str
         found = classification_accuracy(restored.student, rows)
         between = _interval(found.correct, None, level)
         return {f"accuracy, this export ({share})": between}
+    if restored.config.task == "embedding":
+        return {}  # only closeness to the teacher is measured, and that stands in the report
     quality = token_loss(restored.student, rows)
     between = _interval(quality.sequence_losses, quality.sequence_tokens, level)
     return {f"loss (nats/token), this export ({share}, {quality.tokens:,} tokens)": between}

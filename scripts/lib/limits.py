@@ -74,7 +74,7 @@ NUMBERS: Mapping[str, Limits] = {
 MAY_BE_NULL = ("data.max_bytes", "data.max_rows", "student.layers", "trainer.clip_norm")
 
 WORDS: Mapping[str, tuple[str | None, ...]] = {
-    "task": ("causal_lm", "classification"),
+    "task": ("causal_lm", "classification", "embedding"),
     "purpose": ("size", "speed"),
     "export_dtype": ("float32", "bfloat16"),
     "teacher.dtype": ("bfloat16", "float16", "float32", None),

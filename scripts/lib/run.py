@@ -13,15 +13,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from compress.errors import BadInput, CompressError
-from compress.evaluate.classifier_loss import classifier_loss
 from compress.evaluate.classify import classification_accuracy
-from compress.evaluate.quality import token_loss
 from compress.evaluate.samples import sample_texts
 from compress.export.card import CardFacts
 from compress.export.gate import gate
 from compress.export.write import DTYPES, export
 from compress.models import config_of
-from compress.scripts.lib import build, hosts, launch, loggers, trainer
+from compress.scripts.lib import build, hosts, launch, loggers, tasks, trainer
 from compress.scripts.lib.checkpoints import StoppedBySignal
 from compress.scripts.lib.facts import environment, layer_facts, model_bytes, provenance, reproduce
 from compress.scripts.lib.html_report import write_html
@@ -75,8 +73,7 @@ class Run:
     ) -> None:
         """Nothing is built yet."""
         self.config, self.path, self.resuming = config, path, resuming
-        unit = "nats/example" if config.task == "classification" else "nats/token"
-        self.quality: dict[str, Any] = {"metric": "loss", "unit": unit}
+        self.quality: dict[str, Any] = tasks.measure_of(config.task)
         self.seconds: dict[str, float] = {}
         self.dense_texts: list[str] = []
         self.report: dict[str, Any] = {
@@ -118,6 +115,8 @@ class Run:
         self.quality["compressed"] = self.loss_of(module.student)
         if self.config.task == "classification" and self.leads:
             self.quality["accuracy"] = self.accuracies(module.student)
+        if self.config.task == "embedding" and self.leads:
+            self.quality["agreement"] = self.agreement(module.student)
         if launch.several_ranks():
             # before the ranks part: the export's libraries work together wherever they can
             self.compare()
@@ -150,16 +149,22 @@ class Run:
             self.report["size"]["teacher_bytes"] = model_bytes(self.teacher_modules)
         if self.teacher_model is not None:
             self.quality["teacher"] = self.loss_of(self.teacher_model)
+        if self.config.task == "embedding" and self.teacher_model is not None:
+            widths = {config_of(m).hidden_size for m in (student, self.teacher_model)}
+            self.quality["unit"] = tasks.EMBEDDING_UNITS[len(widths) == 1]
         self.quality["start"] = self.loss_of(student)
         if self.config.verbose:
             first_table(self.config, data=self.data, teacher=self.teacher_modules, student=student)
 
     def loss_of(self, model: torch.nn.Module) -> float:
-        """Mean nats a token (or example) on the validation batches that all models share."""
+        """What `quality.metric` says, on the validation batches that all models share."""
         batches = trainer.validation_batches(self.data, self.config.trainer)
-        if self.config.task == "classification":
-            return classifier_loss(model, batches())
-        return float(token_loss(model, batches()).loss)
+        return tasks.loss_of(self.config.task, model, batches, teacher=self.teacher)
+
+    def agreement(self, student: torch.nn.Module) -> dict[str, float]:
+        """How the student embeds and ranks the validation sequences beside the teacher."""
+        batches = trainer.validation_batches(self.data, self.config.trainer)
+        return tasks.agreement_of(student, self.teacher_model, batches)
 
     def accuracies(self, student: torch.nn.Module) -> dict[str, float]:
         """Share of validation examples that teacher and student put into their class."""
