@@ -27,10 +27,10 @@ DEFAULTS = {"seeds": "0,1,2", "steps": "300", "batch": "8", "learning_rate": "1e
             "densities": "0.5,0.3,0.2,0.1,0.05", "rows": "256", "only": "", "out": ""}  # fmt: skip
 WAYS: dict[str, dict[str, Any]] = {
     "static magnitude": {"growth": "none"},
-    "SET": {"growth": "random"},
-    "RigL": {"growth": "gradient"},
+    "SET": {"growth": "random", "share": 0.1, "every": 0.1},
+    "RigL": {"growth": "gradient", "share": 0.1, "every": 0.1},
     "SR-STE": {"growth": "magnitude", "decay": 2e-4},
-    "gradual magnitude": {"growth": "magnitude", "schedule": "cubic", "decay": 2e-4},
+    "gradual magnitude": {"growth": "magnitude", "schedule": "cubic", "stop": 0.5, "decay": 2e-4},
 }
 TWO_IN_FOUR = "2:4 + W8A8 + distillation"
 GOAL = 0.984
@@ -76,9 +76,8 @@ class Table:
 
         model, sparse = copy.deepcopy(self.dense), None
         if arm["way"] != "dense":
-            settings = SparsitySettings(
-                **arm.get("settings", {}), stop=0.75, every=0.05, seed=seed
-            ).over(self.steps)
+            told = {"stop": 0.75, "every": 0.05, **arm.get("settings", {})}
+            settings = SparsitySettings(**told, seed=seed).over(self.steps)
             sparse = SparseLayers(choose_layers(model), settings)
         if arm["way"] == TWO_IN_FOUR:
             from compress.quantize import prepare
