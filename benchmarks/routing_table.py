@@ -3,8 +3,9 @@
     COMPRESS_TEST_DATA=DIR python benchmarks/routing_table.py out=docs/results/routing.json
 
 The margin was fixed before the first run: 0.01 nats/token (1 % of perplexity) above the always-full
-teacher, at half of its FLOPs or less (`torch.utils.flop_counter`, audits and heads included). Every
-arm sees the same batches; differences are paired by seed.
+teacher, at half of its FLOPs or less (`torch.utils.flop_counter`, audits and heads included). Arms
+of as many rows a step see the same batches; differences are paired by seed. Some arms put the
+FLOPs that the teacher saves into more label rows a step, so that a whole step costs no more.
 """
 
 import copy
@@ -20,6 +21,10 @@ import distill_runs as runs
 import stories
 
 MARGIN, MOST_FLOPS = 0.01, 0.5
+MORE_ROWS = 21 / 16
+"""Rows a step that cost, taught by half of the teacher, what always-full costs on 16."""
+LABEL_ROWS = 27 / 16
+"""Likewise without any teacher."""
 DEFAULTS = {
     "seeds": "0,1,2,3,4", "steps": "300", "batch": "16", "layers": "2", "rows": "512",
     "learning_rate": "2e-3", "teacher_weight": "0.9", "capacity": "0.375", "arms": "", "out": "",
@@ -31,6 +36,7 @@ def arms(settings: dict[str, str]) -> dict[str, Callable[[int], list[Any]]]:
     from compress.callbacks import RoutedDistillation
 
     share, steps = float(settings["capacity"]), int(settings["steps"])
+    rows = int(settings["batch"])
     spent = share + 0.03  # audits learn too
 
     def routed(seed: int, **more: Any) -> Any:
@@ -44,6 +50,14 @@ def arms(settings: dict[str, str]) -> dict[str, Callable[[int], list[Any]]]:
 
     def some_steps(seed: int, when: Callable[[int], bool]) -> Any:
         return runs.Sometimes(full(seed), when=when)
+
+    more = round(MORE_ROWS * int(settings["batch"]))
+    half = {"start": round(0.04 * steps), "stop": round(0.54 * steps)}
+
+    def at_random(seed: int, *, taught: int, of: int, **window: int) -> Any:
+        return routed(
+            seed, router="random", audit_share=0.0, capacities={"full": taught / of}, **window
+        )
 
     def thin(seed: int, **more: Any) -> list[Any]:
         return [routed(seed, **more)]
@@ -72,7 +86,24 @@ def arms(settings: dict[str, str]) -> dict[str, Callable[[int], list[Any]]]:
         "random, skipped rows learn little": lambda seed: thin(
             seed, router="random", labels_instead=False
         ),
+        HALF_RANDOM: lambda seed: [at_random(seed, taught=rows // 2, of=rows)],
+        HALF_WINDOW: lambda seed: [routed(seed, router="full", capacities={"full": 0.97}, **half)],
+        MORE_RANDOM: lambda seed: [at_random(seed, taught=rows // 2, of=more)],
+        MORE_WINDOW: lambda seed: [at_random(seed, taught=rows, of=more, **half)],
+        MORE_LABELS: lambda seed: [],
     }
+
+
+HALF_RANDOM = "random half of the rows"
+HALF_WINDOW = "full in steps 4 % to 54 %"
+MORE_RANDOM = "random, saved FLOPs into label rows"
+MORE_WINDOW = "steps 4 % to 54 %, saved FLOPs into label rows"
+MORE_LABELS = "labels only, saved FLOPs into label rows"
+ROWS = {MORE_RANDOM: MORE_ROWS, MORE_WINDOW: MORE_ROWS, MORE_LABELS: LABEL_ROWS}
+"""Rows a step over the other arms'."""
+RIVAL = {HALF_WINDOW: HALF_RANDOM, MORE_WINDOW: MORE_RANDOM, MORE_LABELS: MORE_RANDOM,
+         HALF_RANDOM: HALF_RANDOM, MORE_RANDOM: MORE_RANDOM}  # fmt: skip
+"""The random rows of the same capacity and rows a step; else `random rows`."""
 
 
 def main() -> None:
@@ -99,7 +130,8 @@ def measure(
     from compress.students import student_from_teacher
     from compress.teachers.local import LocalTeacher
 
-    weight = 1.0 if name == "labels only" else 1.0 - float(settings["teacher_weight"])
+    untaught = name in ("labels only", MORE_LABELS)
+    weight = 1.0 if untaught else 1.0 - float(settings["teacher_weight"])
     numbers = {k: v for k, v in settings.items() if k not in ("seeds", "arms", "out")}
 
     def once() -> dict[str, Any]:
@@ -108,7 +140,7 @@ def measure(
         student = runs.train(
             student_from_teacher(teacher, layers=int(settings["layers"])),
             LocalTeacher(copy.deepcopy(teacher)), callbacks, stories.rows("train"),
-            steps=int(settings["steps"]), batch=int(settings["batch"]), seed=seed,
+            steps=int(settings["steps"]), batch=rows_of_step(name, settings), seed=seed,
             learning_rate=float(settings["learning_rate"]), label_weight=weight,
         )  # fmt: skip
         inner = [getattr(c, "callback", c) for c in callbacks]
@@ -117,6 +149,11 @@ def measure(
                 "cost": inner[0].teacher_cost if inner else {"flops": 0.0, "rows": {}}}  # fmt: skip
 
     return kept.measured({"arm": name, "seed": seed, **numbers}, once)
+
+
+def rows_of_step(name: str, settings: dict[str, str]) -> int:
+    """Rows of each step of an arm."""
+    return round(int(settings["batch"]) * ROWS.get(name, 1.0))
 
 
 def mean_loss(found: Any) -> float:

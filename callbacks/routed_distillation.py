@@ -9,13 +9,16 @@ import torch
 from lightning import LightningModule, Trainer
 
 from compress.callbacks.base import CompressionCallback
+from compress.callbacks.run_length import run_length
 from compress.contract import LogitTerm, Step
 from compress.distill.build import LogitSettings, teacher_term
 from compress.distill.further_teachers import as_teacher
 from compress.distill.paths import make_paths
 from compress.distill.router import Router
 from compress.distill.terms import LabelsOfSome
+from compress.distill.window import check_window
 from compress.errors import BadInput
+from compress.schedule import Moment, steps_of
 
 
 class RoutedDistillation(CompressionCallback):
@@ -31,6 +34,10 @@ class RoutedDistillation(CompressionCallback):
             layers), or a name of `teachers`; what is left skips the teacher.
         router: `difficulty`; for comparison `random`, `hardest`, `easiest`, `full` (every row).
         measure: of difficulty: `label_loss` or `entropy`.
+        start: when the teacher begins to work: an optimizer step, or a share of the run (0.04).
+            Before, every row skips it.
+        stop: when it works no more, likewise; None: to the end. `router=full` with a window of
+            half the run costs exactly half of an always-full teacher.
         audit_share: share of rows audited on every path, drawn at random.
         bins: difficulty bins, by rank in the batch; 1 knows no difficulty.
         labels_instead: True gives rows that no path teaches the teacher's weight on labels, so
@@ -59,6 +66,8 @@ class RoutedDistillation(CompressionCallback):
         capacities: Mapping[str, float] | None = None,
         router: str = "difficulty",
         measure: str = "label_loss",
+        start: Moment = 0.0,
+        stop: Moment | None = None,
         audit_share: float = 0.03,
         bins: int = 4,
         labels_instead: bool = True,
@@ -84,6 +93,10 @@ class RoutedDistillation(CompressionCallback):
             "router": router, "measure": measure, "audit_share": audit_share, "bins": bins,
             "lens_learning_rate": lens_learning_rate, "seed": seed,
         }  # fmt: skip
+        self.start, self.stop = start, stop
+        shares = [m for m in (start, stop) if isinstance(m, float)]
+        if any(not 0 <= m <= 1 for m in shares):
+            raise BadInput(f"start={start}, stop={stop}: shares of the run lie in [0, 1]")
         self.router: Router | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -94,7 +107,24 @@ class RoutedDistillation(CompressionCallback):
                 raise BadInput("routing needs a teacher: set teacher=...")
             others = {name: as_teacher(given) for name, given in self.teachers.items()}
             paths = make_paths(pl_module.teacher, others, self.capacities)
-            self.router = Router(paths, capacities=self.capacities, **self.router_settings)
+            start, stop = self.window(trainer)
+            self.router = Router(
+                paths, capacities=self.capacities, start=start, stop=stop, **self.router_settings
+            )
+
+    def window(self, trainer: Trainer) -> tuple[int, int | None]:
+        """The window in optimizer steps."""
+        if not any(isinstance(m, float) and m for m in (self.start, self.stop)):
+            return int(self.start), None if self.stop is None else int(self.stop)
+        total = run_length(trainer)
+        stop = None if self.stop is None else steps_of(self.stop, total=total)
+        return steps_of(self.start, total=total), stop
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a window that begins after the run's end."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step < (total := run_length(trainer)):  # a run that is over is restored
+            check_window(start=self.router.start, stop=self.router.stop, total=total)
 
     def losses(self, step: Step) -> Iterator[tuple[str, LogitTerm]]:
         """One logit term a path, and one for the labels of rows that none teaches."""

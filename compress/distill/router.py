@@ -16,6 +16,7 @@ from compress.distill.audit import LensFit, distance_to, sub_step, sum_over_rank
 from compress.distill.difficulty import bins_of, difficulty
 from compress.distill.ledger import Ledger
 from compress.distill.paths import ExitPath, FullPath, rows_of
+from compress.distill.window import check_window, teaches
 
 FULL = "full"
 
@@ -32,9 +33,11 @@ class Router:
         bins: difficulty bins of the table, by rank in the batch.
         lens_learning_rate: of the exits' calibration.
         seed: of audits and of random routes.
+        start: optimizer step from which on the teacher works; before it every row skips.
+        stop: first step at which it works no more; None: it works to the end.
 
     Raises:
-        BadInput: a setting is unknown, or the shares add up to more than 1.
+        BadInput: a setting is unknown, the shares add up to more than 1, or no step is left.
     """
 
     def __init__(
@@ -48,8 +51,12 @@ class Router:
         bins: int = 4,
         lens_learning_rate: float = 1e-3,
         seed: int = 0,
+        start: int = 0,
+        stop: int | None = None,
     ) -> None:
         """Checks the settings; nothing runs yet."""
+        check_window(start=start, stop=stop, total=None)
+        self.start, self.stop = start, stop
         check_settings(list(paths), capacities, router, measure, audit_share)
         self.paths, self.capacities = dict(paths), {p: capacities.get(p, 0.0) for p in paths}
         self.router, self.measure, self.audit_share = router, measure, audit_share
@@ -80,8 +87,10 @@ class Router:
     def _choose(self, step: Step) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Rows to run on each path (audited rows last), the audited rows, every row's bin."""
         sequences = step.student.hidden_BLH.shape[0]
+        nobody = torch.zeros(0, dtype=torch.long)
+        if not teaches(step.number, start=self.start, stop=self.stop):
+            return {}, nobody, nobody
         if self.router == FULL:
-            nobody = torch.zeros(0, dtype=torch.long)
             return {FULL: torch.arange(sequences)}, nobody, nobody
         generator = torch.Generator().manual_seed(hash((self.seed, _rank(), self.calls)))
         count = audit_rows(self.audit_share, sequences=sequences, calls=self.calls)

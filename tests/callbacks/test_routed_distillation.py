@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from compress.callbacks import RoutedDistillation
+from compress.distill.window import taught_share
 from compress.errors import BadInput
 from compress.module import CompressionModule
 from tests.callbacks.distill_support import Curve, assert_resume_is_bit_exact, fit, teacher
@@ -57,6 +58,48 @@ def test_the_full_router_spends_all_and_no_more():
     cost = callback.teacher_cost
     assert cost["flops"] == pytest.approx(cost["flops_if_always_full"])
     assert cost["rows"]["skip"] == 0 and cost["audit_flops"] == 0
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0.2, 0.7), (2, 7)], ids=["shares of the run", "steps"]
+)
+def test_a_window_of_half_the_run_costs_exactly_half_the_teacher(start, stop):
+    callback, counting = RoutedDistillation(router="full", start=start, stop=stop), Counting()
+    run(callback, counting=counting)
+    cost = callback.teacher_cost
+    assert cost["flops"] == pytest.approx(0.5 * cost["flops_if_always_full"])
+    assert cost["flops"] / cost["flops_if_always_full"] == pytest.approx(
+        taught_share(total=STEPS, start=2, stop=7)
+    )
+    assert cost["rows"] == {"audit": 0, "skip": 5 * BATCH, "full": 5 * BATCH}
+    assert [n for n in counting.rows if n > 1] == [BATCH] * 5
+
+
+def test_outside_its_window_rows_learn_from_labels_as_without_a_teacher():
+    class Names(Curve):
+        def on_train_batch_end(self, trainer, *args, **kwargs):
+            self.values.append({k for k in trainer.callback_metrics if "routed" in k})
+
+    seen = Names("any")
+    module = CompressionModule(
+        student=tiny_llama(layers=2, hidden=32), teacher=teacher(), learning_rate=3e-3
+    )
+    fit([RoutedDistillation(router="full", start=0.0, stop=2), seen], steps=4, module=module)
+    assert seen.values[1] == {"train/routed"} and "train/routed_labels" in seen.values[3]
+
+
+def test_a_window_past_the_runs_end_or_no_share_is_refused():
+    with pytest.raises(BadInput, match="never work"):
+        run(RoutedDistillation(start=STEPS))
+    with pytest.raises(BadInput, match="shares of the run"):
+        RoutedDistillation(stop=1.5)
+
+
+def test_routing_inside_a_window_resumes_bit_exactly(tmp_path):
+    def make():
+        return RoutedDistillation(capacities={"full": 0.25}, audit_share=0.125, start=2, stop=8)
+
+    assert_resume_is_bit_exact(make, tmp_path)
 
 
 def test_full_router_teaches_what_logits_distillation_teaches():
