@@ -98,7 +98,7 @@ def size_figures(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def curve_figures(metrics: Metrics, *, unit: str) -> list[dict[str, Any]]:
-    """Training by term, validation of every arm, the teacher's own training, what routers log."""
+    """Training by term, validation of every arm, the teacher's own training."""
     from compress.scripts.lib.report_plots import loss_curves
 
     found = []
@@ -127,11 +127,11 @@ def _groups(metrics: Metrics, unit: str) -> list[tuple[str, str, str, dict[str, 
     teacher = arms.pop("teacher", None)
     own = {"validation": teacher} if teacher else {}
     return [
-        ("train", unit, "Training loss of the student, by term.", _under(train, "train/")),
+        ("train", unit, "Training loss of the student by term, each as it is weighted.",
+         _under(train, "train/")),
         ("val", unit, "Validation loss of the student during training.", arms),
         ("teacher", unit, "The teacher's own training.",
          _under(curves.get("teacher", {}), "train/") | own),
-        ("route", "share", "Paths chosen by the router.", _under(train, "route/")),
         ("lr", "learning rate", "Learning rate of the student.",
          {k: v for k, v in train.items() if k.startswith("lr")}),
     ]  # fmt: skip

@@ -126,10 +126,10 @@ def is_nats(report: Mapping[str, Any]) -> bool:
 MODELS = (
     ("teacher", "Teacher", "quality.teacher", "teacher_bytes"),
     ("start", "Student, dense, before training", "quality.start", "dense_bytes"),
-    ("start_ptq", "The same, quantised without training (PTQ)", "quality.start_ptq", "ptq_bytes"),
+    ("start_ptq", "The same, compressed without training (PTQ)", "quality.start_ptq", "ptq_bytes"),
     ("compressed", "Compressed student", "quality.compressed", "compressed_bytes"),
     ("dense", "Trained dense student", "quality.compare.dense", "dense_bytes"),
-    ("ptq", "Trained dense, then quantised (PTQ)", "quality.compare.ptq", "ptq_bytes"),
+    ("ptq", "Trained dense, then compressed (PTQ)", "quality.compare.ptq", "ptq_bytes"),
     ("no_teacher", "Compressed, labels only", "quality.compare.no_teacher", "compressed_bytes"),
 )
 
@@ -158,7 +158,9 @@ def original_bytes(report: Mapping[str, Any]) -> float | None:
 
 def _bytes(report: Mapping[str, Any], key: str) -> float | None:
     value = finite(pick(report, f"size.{key}"))
-    if value is None and key == "ptq_bytes":  # post-training writes the same format
+    # post-training writes the same format, but what it compresses was not cut smaller
+    pruned = any(str(part).startswith("pruning") for part in report)
+    if value is None and key == "ptq_bytes" and not pruned:
         value = finite(pick(report, "size.compressed_bytes"))
     return value
 

@@ -132,6 +132,7 @@ sequences a path</caption><thead><tr><th scope="col">path</th><th scope="col" cl
 </tbody></table></div>{% endif %}
 {% for section in sections %}<h2>{{ section.title }}</h2>
 {% if section.text %}<p>{{ section.text }}</p>{% endif %}
+{% if section.figures %}{{ m.plots(section.figures) }}{% endif %}
 {% if section.grid %}{{ m.grid(section.grid) }}{% endif %}
 {% if section.facts %}{{ m.facts(section.facts, section.title) }}{% endif %}{% endfor %}
 {% if samples %}<h2>What they write</h2>{% for sample in samples %}

@@ -23,6 +23,7 @@ from compress.scripts.lib.report_data import (
     won_back,
     words,
 )
+from compress.scripts.lib.report_history import history_figures
 
 MAIN_SETTINGS = (
     "task", "teacher.kind", "teacher.path", "teacher.layers", "teacher.hidden", "teacher.host",
@@ -198,12 +199,12 @@ FACTS = (
 def sections_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Everything that is told by a plain table, where it is there."""
     sections = [_teacher_cost(report)]
-    for key, title in FACTS:
-        value = report.get(key)
-        if key == "routing" and isinstance(value, Mapping):
-            value = {k: v for k, v in value.items() if k not in ("paths", "shares")}
-        if isinstance(value, Mapping) and value:
-            sections.append({"title": title, "facts": flat(value)})
+    for key, title in _fact_parts(report):
+        known = {k: v for k, v in report[key].items() if not _drawn(key, k, v)}
+        figures = history_figures(report, key)
+        if known or figures:
+            sections.append({"title": title, "facts": flat(known) if known else [],
+                             "figures": figures})  # fmt: skip
     exports = record_table(report.get("exports"), "Exports and their verification")
     sections.append(
         {"title": "Exports and their verification", "grid": exports,
@@ -211,8 +212,24 @@ def sections_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     )  # fmt: skip
     if speed := record_table(report.get("speed"), "Measured speed"):
         sections.append({"title": "Measured speed", "grid": speed})
-    empty = {"title": "", "text": "", "grid": None, "facts": []}
+    empty = {"title": "", "text": "", "grid": None, "facts": [], "figures": []}
     return [empty | section for section in sections if section]
+
+
+def _fact_parts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys and titles of the parts that callbacks wrote; the second of a kind has a name too."""
+    return [
+        (str(key), title + str(key).removeprefix(kind).replace("_", " "))
+        for kind, title in FACTS
+        for key, value in report.items()
+        if str(key).startswith(kind) and isinstance(value, Mapping)
+    ]
+
+
+def _drawn(part: str, key: str, value: Any) -> bool:
+    """What the page shows as a picture or a list of records, which report.json has in full."""
+    shares = part.startswith("routing") and key in ("paths", "shares")
+    return shares or bool(records(value)) or (key == "layers" and isinstance(value, Mapping))
 
 
 def _teacher_cost(report: Mapping[str, Any]) -> dict[str, Any]:

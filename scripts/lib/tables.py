@@ -100,12 +100,15 @@ def _results(report: Mapping[str, Any], console: Console) -> Table:
     unit = words(pick(report, "quality.unit")).replace(MISSING, "")
     metric = f"{pick(report, 'quality.metric') or 'loss'} {unit}".strip()
     heads = [("model", "left"), (metric, "right"), ("perplexity", "right"), ("bytes", "right")]
-    table = _table(console, f"What happened: {words(report.get('recipe'))}", *heads, ("", "right"))
-    for row in model_rows(report):
+    rows = model_rows(report)
+    shrank = any(row.ratio and row.ratio > 1 for row in rows)
+    heads += [("", "right")] if shrank else []
+    table = _table(console, f"What happened: {words(report.get('recipe'))}", *heads)
+    for row in rows:
         cells = (row.name, loss_text(row.loss), number(row.perplexity), bytes_text(row.bytes))
         smaller = f"{times(row.ratio)} smaller" if row.ratio and row.ratio > 1 else ""
         style = "bold" if row.key == "compressed" and console.is_terminal else None
-        table.add_row(*(_say(console, cell) for cell in cells), smaller, style=style)
+        table.add_row(*(_say(console, c) for c in (*cells, *[smaller] * shrank)), style=style)
     return table
 
 
@@ -180,14 +183,23 @@ def _work(config: Mapping[str, Any], data: Any) -> list[tuple[str, str]]:
     if steps and batch and steps > 0:
         seen = steps * batch * accumulate * length
         passes = seen / max(len(data.train) * length, 1)
-        work += f": {number(seen, 12)} tokens, {passes:.2g} times the data, on each rank"
+        work += f": {number(seen, 12)} tokens, {passes:.2g} times the data"
+        ranks = (finite(pick(config, "trainer.num_nodes")) or 1) * _devices(config)
+        work += ", on each rank" if ranks != 1 else ""
     return [("data", "; ".join(parts)), ("steps", work)]
+
+
+def _devices(config: Mapping[str, Any]) -> float:
+    """Devices of one machine; "auto" may be several."""
+    return finite(pick(config, "trainer.devices")) or 0.0
 
 
 def _parameters(model: Any) -> str:
     tensors = list(model.parameters())
     count = sum(t.numel() for t in tensors)
-    return f"{count / 1e6:,.2f}M parameters, {bytes_text(sum(_held(t) for t in tensors))}"
+    held = bytes_text(sum(_held(t) for t in tensors))
+    kinds = sorted({str(t.dtype).removeprefix("torch.") for t in tensors})
+    return f"{count / 1e6:,.2f}M parameters, {held} as {' and '.join(kinds)}"
 
 
 def _held(tensor: Any) -> int:

@@ -99,7 +99,6 @@ def synthetic_metrics(*, steps: int, seed: int) -> list[dict[str, Any]]:
             if phase == "train":
                 line["train/logits"] = 0.2 + 0.6 * math.exp(-step / 50) + noise.gauss(0, 0.01)
                 line["train/loss"] = labels + line["train/logits"]
-                line |= {"route/full": 0.2 + 0.5 * math.exp(-step / 80), "route/skip": 0.5}
             lines.append(line)
         for step in range(99, steps, 100):
             value = floor + 1.5 * math.exp(-step / 60) + 0.05

@@ -283,3 +283,35 @@ def test_chromium_finds_nothing_to_complain_about(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert "Environment and command" in done.stdout
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+
+
+UPDATES = [
+    {"step": step, "density": 1 - step / 20, "churn": 0.01 * step, "dead_neurons": 0,
+     "layers": {"model.layers.0.mlp.up_proj": {"density": 0.5, "weights": 64}}}
+    for step in (0, 5, 10)
+]  # fmt: skip
+
+
+def test_updates_of_masks_are_drawn_and_not_told_as_a_wall_of_figures(tmp_path):
+    report = synthetic_report(sparsity={"pattern": "2:4", "layers": {}, "history": UPDATES})
+    page = write_html(write_run(tmp_path, report)).read_text(encoding="utf-8")
+    assert "Masks at each update" in page and "pattern" in page
+    assert "dead_neurons" not in page and "&#39;step&#39;" not in page
+
+
+def test_the_second_mask_of_a_run_has_a_part_of_its_own(tmp_path):
+    report = synthetic_report(sparsity_heads={"pattern": "4:8"})
+    page = write_html(write_run(tmp_path, report)).read_text(encoding="utf-8")
+    assert "Sparsity heads" in page
+
+
+def test_widths_that_shrank_are_drawn_and_the_depth_is_told(tmp_path):
+    moves = [{"step": 0, "layers": 6, "ffn": 768}, {"step": 4, "layers": 4, "ffn": 384}]
+    report = synthetic_report(pruning={"importance": "l1", "layers": 4, "history": moves})
+    page = write_html(write_run(tmp_path, report)).read_text(encoding="utf-8")
+    assert "Widths that are kept" in page and '<th scope="row">layers</th>' in page
+
+
+def test_bytes_of_a_model_that_was_not_cut_are_not_those_of_the_pruned_one():
+    rows = {row.key: row for row in report_data.model_rows(synthetic_report(pruning={"layers": 4}))}
+    assert rows["start_ptq"].bytes is None and rows["compressed"].bytes
