@@ -1,6 +1,6 @@
 """Calibration: which samples, and what a model's input quantisers learn from them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -53,8 +53,27 @@ def calibration_batches(
         yield default_collate(batch)
 
 
-def run_batches(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> int:
+def real_rows(values: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor:
+    """Values (B, T, ..., C) as rows (N, C), in fp32, without the positions that are padding.
+
+    Values of another shape, such as a pooled state (B, C), have no padding.
+
+    >>> real_rows(torch.ones(1, 3, 2), torch.tensor([[1, 1, 0]])).shape
+    torch.Size([2, 2])
+    """
+    if mask_BT is not None and values.shape[:2] == mask_BT.shape and values.dim() > 2:
+        values = values[mask_BT.to(values.device).bool()]
+    return values.flatten(0, -2).float()
+
+
+def run_batches(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    each: Callable[[Mapping[str, Any]], None] = lambda batch: None,
+) -> int:
     """Forward passes without gradients, in evaluation mode; returns how many.
+
+    `each` is called with every batch before it runs.
 
     Raises:
         BadInput: there was no batch.
@@ -63,6 +82,7 @@ def run_batches(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> int:
     with evaluating(model):
         for batch in batches:
             inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+            each(batch)
             model(**inputs)
             count += 1
     if count == 0:

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModel
-from compress.quantize.calibration import calibrate, calibration_batches, run_batches
+from compress.quantize.calibration import (
+    calibrate,
+    calibration_batches,
+    real_rows,
+    run_batches,
+)
 from compress.quantize.error_feedback import error_feedback
 from compress.quantize.fusion import quantizers, tie_fused, weight_quantizer
 from compress.quantize.grid import merge, split, split_scale
@@ -112,14 +117,15 @@ def smooth_model(model: nn.Module, batches: Batches, *, smoothing: float) -> Non
     seams = list(seams_of(model, layers))
     require_seams(seams)
     largest: dict[str, Tensor] = {}
+    present: dict[str, Tensor] = {}
 
     def note(name: str, values: Tensor) -> None:
-        seen = values.abs().flatten(0, -2).amax(0).float()
+        seen = real_rows(values, present.get("attention_mask")).abs().amax(0)
         largest[name] = torch.maximum(largest[name], seen) if name in largest else seen
 
     with _dense(model):
         with watched({s.names[0]: s.readers[0] for s in seams}, note):
-            run_batches(model, batches)
+            run_batches(model, batches, present.update)
         before = _output(model, batches[0])
         for seam in seams:
             smooth(seam, largest[seam.names[0]], smoothing=smoothing)
@@ -133,7 +139,11 @@ def smooth_model(model: nn.Module, batches: Batches, *, smoothing: float) -> Non
 
 
 def feed_errors(model: nn.Module, batches: Batches, *, damping: float) -> None:
-    """GPTQ block by block: each sees the inputs that the quantised blocks before it give."""
+    """GPTQ block by block: each sees the inputs that the quantised blocks before it give.
+
+    Padding counts for nothing.
+    """
+    present: dict[str, Tensor] = {}
     for layers in blocks_of(quantized_layers(model)).values():
         moments: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
@@ -142,7 +152,7 @@ def feed_errors(model: nn.Module, batches: Batches, *, damping: float) -> None:
             name: str, values: Tensor, moments: dict[str, Tensor] = moments,
             counts: dict[str, int] = counts,
         ) -> None:  # fmt: skip
-            rows = values.flatten(0, -2).float()
+            rows = real_rows(values, present.get("attention_mask"))
             moments[name] = moments[name] + rows.T @ rows if name in moments else rows.T @ rows
             counts[name] = counts.get(name, 0) + len(rows)
 
@@ -150,7 +160,7 @@ def feed_errors(model: nn.Module, batches: Batches, *, damping: float) -> None:
         if not linear:
             continue
         with watched(linear, add):
-            run_batches(model, batches)
+            run_batches(model, batches, present.update)
         for name, layer in linear.items():
             if name in moments:
                 feed_layer(layer, moments[name] / counts[name], damping=damping)

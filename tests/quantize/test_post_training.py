@@ -149,3 +149,34 @@ def test_a_cache_is_refused_where_there_is_none():
     )
     with pytest.raises(UnsupportedModel, match="kv_cache"):
         prepare(model, scheme="W8A8", include="*lm_head*", kv_cache="fp8")
+
+
+class Padded(torch.utils.data.Dataset):
+    """Rows of 8 tokens, and any number of padding positions with any token in them."""
+
+    def __init__(self, *, padding, filler=0):
+        self.padding, self.filler = padding, filler
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        tail = torch.full((self.padding,), self.filler)
+        real = torch.ones(8, dtype=torch.long)
+        return {
+            "input_ids": torch.cat([TOKENS[index, :8], tail]),
+            "attention_mask": torch.cat([real, torch.zeros_like(tail)]),
+        }
+
+
+@pytest.mark.parametrize("init", ["gptq", "smoothquant"])
+def test_padding_counts_for_nothing(init):
+    started_at = {}
+    for padding, filler in ((0, 0), (6, 3), (6, 9)):
+        model = copy.deepcopy(MODEL)
+        prepare(model, scheme="W4A8:32")
+        start(model, Padded(padding=padding, filler=filler), init=init, samples=16)
+        layer = model.model.layers[1].mlp.down_proj
+        started_at[padding, filler] = trained_weight(layer).detach().clone()
+    torch.testing.assert_close(started_at[6, 3], started_at[6, 9])
+    torch.testing.assert_close(started_at[0, 0], started_at[6, 3], rtol=1e-3, atol=1e-4)
