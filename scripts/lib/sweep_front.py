@@ -22,6 +22,9 @@ from compress.scripts.lib.sweep_definition import Sweep
 from compress.scripts.lib.sweep_study import finished_trials
 from compress.scripts.lib.sweep_trials import command_of
 
+STATES = {"pruned": "stopped early"}
+"""In words: a trial that Optuna calls pruned is no pruned model."""
+
 MEASURES = ("quality", "bytes", "latency")
 
 
@@ -137,7 +140,7 @@ def table_of(found: dict[str, Any]) -> dict[str, Any]:
         {"kind": "main" if p["on_front"] else "", "cells": [
             f"{p['trial']}{' *' if p['on_front'] else ''}",
             *(_value(p["parameters"].get(name)) for name in names),
-            loss_text(p["quality"]) if p["quality"] is not None else p["state"],
+            STATES.get(p["state"], p["state"]) if p["quality"] is None else loss_text(p["quality"]),
             bytes_text(p["bytes"]), times(p["ratio"]), number(p["latency"], 3),
             duration(p["seconds"]),
         ]}

@@ -142,16 +142,18 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
-def _watch(one: Running, sweep: Sweep, say: Callable[[str], None]) -> None:
+def _watch(
+    one: Running, sweep: Sweep, say: Callable[[str], None], *, may_stop: bool = True
+) -> None:
     """Tells the study each new value of the metric; stops a trial that is not worth going on."""
     values = _measured(one, sweep)
     for value in values[one.reported :]:
         one.reported += 1
         one.trial.report(value, step=one.reported)
-        if not one.pruned and one.trial.should_prune():
+        if may_stop and not one.pruned and one.trial.should_prune():
             one.pruned = True
             one.process.send_signal(signal.SIGINT)
-            say(f"{one.folder.name} is pruned: {sweep.metric} {value:.4f}")
+            say(f"{one.folder.name} is stopped early: {sweep.metric} {value:.4f}")
 
 
 def _measured(one: Running, sweep: Sweep) -> list[float]:
@@ -166,7 +168,7 @@ def _finish(study: Any, sweep: Sweep, one: Running, say: Callable[[str], None]) 
     code = one.process.poll()
     if code is None:
         return False
-    _watch(one, sweep, say)
+    _watch(one, sweep, say, may_stop=False)  # it ran to its end: its result counts
     value = None if code or one.pruned else result_of(one.folder, sweep.metric)
     if one.pruned:
         study.tell(one.trial, state=TrialState.PRUNED)

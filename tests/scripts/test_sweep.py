@@ -153,7 +153,7 @@ def test_a_bad_trial_is_stopped_before_its_end(tmp_path):
     )  # fmt: skip
     states = {t.params["density"]: t.state.name for t in finished_trials(study)}
     assert "PRUNED" in states.values() and "COMPLETE" in states.values()
-    assert any("is pruned" in line for line in said)
+    assert any("is stopped early" in line for line in said)
 
 
 def test_a_search_goes_on_where_it_was_killed(tmp_path):
