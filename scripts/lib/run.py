@@ -19,6 +19,7 @@ from compress.export.card import CardFacts
 from compress.export.gate import gate
 from compress.export.write import DTYPES, export
 from compress.models import config_of
+from compress.quantize.fusion import quantizers
 from compress.scripts.lib import build, hosts, launch, loggers, tasks, trainer
 from compress.scripts.lib.checkpoints import StoppedBySignal
 from compress.scripts.lib.facts import environment, layer_facts, model_bytes, provenance, reproduce
@@ -322,8 +323,12 @@ class BeforeTraining(L.Callback):
             self.run.report["notes"].extend(verdict.notes)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """The loss of the student as quantised and masked before any step."""
-        if trainer.global_step == 0 and trainer.is_global_zero:
+        """The loss of the student as quantised and masked before any step.
+
+        Unknown where quantisation starts later: its scales are not found yet.
+        """
+        waiting = any(not part.enabled for part in quantizers(pl_module.student))
+        if trainer.global_step == 0 and trainer.is_global_zero and not waiting:
             self.run.keep_at_start("start_ptq", self.run.loss_of(pl_module.student))
 
 

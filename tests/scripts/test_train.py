@@ -155,3 +155,10 @@ def test_bad_input_is_told_with_the_way_out(cache, words, said, capsys, tmp_path
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_quantisation_that_starts_later_claims_no_post_training_loss(cache, tmp_path):
+    status, report = small_run(tmp_path / "late", "callbacks.qat.start_step=2")
+    assert status == 0 and report["exports"][0]["verified"]
+    assert report["quality"].get("start_ptq") is None
+    assert report["quality"]["compressed"] > 0
