@@ -6,7 +6,6 @@ each model, and ended. The generators' figures are taken as they are.
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -18,20 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compress.errors import BadInput, CompressError
-
-# its command line asks for metadata of a package named vllm, which repackagings lack
-BENCH = (
-    "from vllm.utils.argparse_utils import FlexibleArgumentParser as P; "
-    "from vllm.benchmarks.serve import add_cli_args, main; "
-    "p = P(); add_cli_args(p); main(p.parse_args())"
+from compress.scripts.lib.load_generators import (
+    ServerFailed,
+    guidellm_command,
+    guidellm_figures,
+    vllm_command,
+    vllm_figures,
 )
+
 START_SECONDS = 300
 ANSWER_SECONDS = 10
-
-
-class ServerFailed(CompressError):
-    """The server is down, refuses, or stalls."""
 
 
 def run_servers(
@@ -108,70 +103,8 @@ def generate_load(
             last = " | ".join((done.stdout + done.stderr).strip().splitlines()[-4:])
             raise ServerFailed(f"{settings['generator']} failed on {url}: {last}")
         found = json.loads(file.read_text())
-    return _vllm_figures(found, url) if settings["generator"] == "vllm" else found
-
-
-def vllm_command(
-    url: str, model: str, load: dict[str, Any], settings: dict[str, Any], file: Path
-) -> list[str]:
-    """`vllm bench serve` with random prompts of the range's mean length and its spread."""
-    low, high = settings["prompt_tokens"]
-    mean = (low + high) // 2
-    words = {
-        "--backend": "openai", "--base-url": url, "--endpoint": "/v1/completions",
-        "--model": model, "--served-model-name": model, "--dataset-name": "random",
-        "--random-input-len": mean, "--random-output-len": max(settings["new_tokens"][1], 1),
-        "--random-range-ratio": round((high - low) / (high + low), 3),
-        "--num-prompts": settings["requests"], "--num-warmups": settings["warm_up"],
-        "--seed": settings["seed"], "--percentile-metrics": "ttft,tpot,itl,e2el",
-        "--metric-percentiles": "50,95,99", "--result-dir": file.parent,
-        "--result-filename": file.name, "--request-rate": load.get("rate", "inf"),
-    }  # fmt: skip
-    if settings["model"]:
-        words["--tokenizer"] = str(Path(settings["model"]).absolute())
-    if "concurrency" in load:
-        words["--max-concurrency"] = load["concurrency"]
-    flat = [str(part) for pair in words.items() for part in pair]
-    return [settings["python"], "-c", BENCH, *flat, "--save-result", "--ignore-eos",
-            "--disable-tqdm"]  # fmt: skip
-
-
-def guidellm_command(
-    url: str, model: str, load: dict[str, Any], settings: dict[str, Any], file: Path
-) -> list[str]:
-    """`guidellm benchmark` with the same load.
-
-    Raises:
-        BadInput: it is not installed.
-    """
-    program = shutil.which("guidellm") or str(Path(settings["python"]).with_name("guidellm"))
-    if not Path(program).exists():
-        raise BadInput("generator=guidellm is not installed: pip install guidellm")
-    low, high = settings["prompt_tokens"]
-    data = {"prompt_tokens": (low + high) // 2, "prompt_tokens_min": low,
-            "prompt_tokens_max": high,
-            "output_tokens": max(settings["new_tokens"][1], 1)}  # fmt: skip
-    kind = "concurrent" if "concurrency" in load else "poisson"
-    rate = load.get("concurrency", load.get("rate"))
-    return [program, "benchmark", "--target", url, "--model", model, "--data", json.dumps(data),
-            "--rate-type", kind, "--rate", str(rate), "--max-requests", str(settings["requests"]),
-            "--output-path", str(file)]  # fmt: skip
-
-
-def _vllm_figures(found: dict[str, Any], url: str) -> dict[str, Any]:
-    if not found.get("completed"):
-        raise ServerFailed(f"{url} refuses: none of the requests was answered")
-
-    def spread(kind: str) -> dict[str, float]:
-        names = {"mean": f"mean_{kind}_ms", **{f"p{q}": f"p{q}_{kind}_ms" for q in (50, 95, 99)}}
-        return {name: float(found[key]) for name, key in names.items() if key in found}
-
-    return {
-        "requests": found["completed"], "failed": found.get("failed", 0),
-        "first_token_ms": spread("ttft"), "per_token_ms": spread("tpot"),
-        "latency_ms": spread("e2el"), "tokens_per_second": found["output_throughput"],
-        "requests_per_second": found["request_throughput"],
-    }  # fmt: skip
+    read = {"vllm": vllm_figures, "guidellm": guidellm_figures}[settings["generator"]]
+    return read(found, url)
 
 
 def _ratios(model: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 import pytest
 
 from compress.scripts import benchmark
-from compress.scripts.lib.benchmark_server import (
-    ServerFailed,
-    _vllm_figures,
-    guidellm_command,
-    served_model,
-    vllm_command,
-)
+from compress.scripts.lib.benchmark_server import served_model
 from compress.scripts.lib.benchmark_settings import checked
+from compress.scripts.lib.load_generators import (
+    ServerFailed,
+    guidellm_command,
+    guidellm_figures,
+    vllm_command,
+    vllm_figures,
+)
 from compress.scripts.lib.settings import read_settings
 from tests.tiny import tiny_llama
 
@@ -170,13 +171,48 @@ def test_options_are_a_mapping():
 def test_guidellm_is_named_where_it_is_missing(tmp_path):
     from compress.errors import BadInput
 
-    with pytest.raises(BadInput, match="pip install guidellm"):
+    with pytest.raises(BadInput, match=r"pip install 'guidellm>=0\.8'"):
         guidellm_command("http://h", "m", {"rate": 1}, settings("python=/no/py"), tmp_path / "r")
+
+
+def test_guidellm_is_given_our_load(tmp_path):
+    program = tmp_path / "guidellm"
+    program.touch()
+    asked = settings("prompt_tokens=32-96", "new_tokens=16", "requests=9",
+                     f"python={tmp_path / 'python'}")  # fmt: skip
+    command = guidellm_command("http://h", "m", {"concurrency": 4}, asked, tmp_path / "r.json")
+    assert command[1] == "run" and "kind=concurrent,streams=4" in command
+    assert "kind=max_requests,count=9" in command
+    data = command[command.index("--data") + 1]
+    assert "prompt_tokens_min=32" in data and "output_tokens=16" in data
+    poisson = guidellm_command("http://h", "m", {"rate": 2.5}, asked, tmp_path / "r.json")
+    assert "kind=poisson,rate=2.5" in poisson
+
+
+def guidellm_report(count=3):
+    ends = {"p50": 2.0, "p95": 3.0, "p99": 4.0}
+    names = ("request_latency", "time_to_first_token_ms", "inter_token_latency_ms",
+             "output_tokens_per_second", "requests_per_second")  # fmt: skip
+    one = {"successful": {"mean": 2.5, "count": count, "percentiles": ends}}
+    return {"benchmarks": [{"metrics": dict.fromkeys(names, one)}]}
+
+
+def test_guidellms_seconds_become_milliseconds():
+    found = guidellm_figures(guidellm_report(), "http://h")
+    assert found["latency_ms"] == {"mean": 2500.0, "p50": 2000.0, "p95": 3000.0, "p99": 4000.0}
+    assert found["first_token_ms"]["mean"] == 2.5 and found["requests"] == 3
+
+
+def test_guidellms_report_of_another_version_or_without_answers_is_an_error():
+    with pytest.raises(ServerFailed, match=r"version 0\.8"):
+        guidellm_figures({"results": []}, "http://h")
+    with pytest.raises(ServerFailed, match="none of the requests"):
+        guidellm_figures(guidellm_report(count=0), "http://h")
 
 
 def test_a_load_that_was_refused_as_a_whole_is_an_error():
     with pytest.raises(ServerFailed, match="none of the requests"):
-        _vllm_figures({"completed": 0}, "http://h")
+        vllm_figures({"completed": 0}, "http://h")
 
 
 def test_what_a_run_reached_stays_when_the_server_fails(tmp_path, capsys):

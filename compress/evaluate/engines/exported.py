@@ -22,6 +22,10 @@ def dense_model(path: Path, *, engine: str) -> nn.Module:
     import transformers
 
     config = checkpoint_config(path)
+    if path.is_dir() and any(path.glob("*.onnx")) and not any(path.glob("*.safetensors")):
+        raise BadInput(
+            f"{path} holds an ONNX graph, which {engine} does not read: engine=onnxruntime runs it"
+        )
     if "quantization_config" in config:
         raise BadInput(
             f"{path} is quantised in a format that {engine} does not read: export its run with "
