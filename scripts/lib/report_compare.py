@@ -19,6 +19,7 @@ from compress.scripts.lib.report_data import (
     pick,
     read_metrics,
     read_report,
+    said_of,
     times,
     verified,
     words,
@@ -135,7 +136,7 @@ def _results(names: list[str], reports: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _differences(names: list[str], reports: list[dict[str, Any]]) -> dict[str, Any] | None:
-    settings = [dict(flat(report.get("asked") or {})) for report in reports]
+    settings = _settings(reports)
     keys = list(dict.fromkeys(key for known in settings for key in known))
     rows = [
         {"kind": "", "cells": [key, *(known.get(key, MISSING) for known in settings)]}
@@ -145,3 +146,20 @@ def _differences(names: list[str], reports: list[dict[str, Any]]) -> dict[str, A
     head = ["setting", *names]
     caption = "Settings in which the runs differ"
     return {"caption": caption, "head": head, "rows": rows, "numbers": False} if rows else None
+
+
+def _settings(reports: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Every setting by its dotted name; a callback that some run lacks is one line."""
+    asked = [report.get("asked") or {} for report in reports]
+    callbacks = [a.get("callbacks") if isinstance(a, Mapping) else None for a in asked]
+    named = [c if isinstance(c, Mapping) else {} for c in callbacks]
+    shared = {name for name in named[0] if all(name in other for other in named)}
+    found = []
+    for one, own in zip(asked, named, strict=True):
+        plain = {k: v for k, v in one.items() if k != "callbacks"}
+        known = dict(flat(plain)) if plain else {}
+        for name, settings in own.items():
+            alike = flat({f"callbacks.{name}": settings})
+            known |= dict(alike if name in shared else [(f"callbacks.{name}", said_of(settings))])
+        found.append(known)
+    return found

@@ -148,7 +148,6 @@ COMPARISON = """{% extends "shell" %}{% import "macros" as m %}{% block body %}
 {% for warning in warnings %}<div class="banner" role="alert">{{ warning }}</div>{% endfor %}
 <h2>What came out</h2>{{ m.grid(results) }}<p class="muted">{{ results_note }}</p>
 {% if figures %}{{ m.plots(figures) }}{% endif %}
-<h2>Where the settings differ</h2>{% if differences %}{{ m.grid(differences) }}{% else %}
-<p class="muted">They do not.</p>{% endif %}
+{% if differences %}<h2>Where the settings differ</h2>{{ m.grid(differences) }}{% endif %}
 <h2>Commands</h2>{% for name, command in commands %}<h3>{{ name }}</h3><pre>{{ command }}</pre>{% endfor %}
 {% endblock %}"""

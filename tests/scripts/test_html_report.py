@@ -315,3 +315,16 @@ def test_widths_that_shrank_are_drawn_and_the_depth_is_told(tmp_path):
 def test_bytes_of_a_model_that_was_not_cut_are_not_those_of_the_pruned_one():
     rows = {row.key: row for row in report_data.model_rows(synthetic_report(pruning={"layers": 4}))}
     assert rows["start_ptq"].bytes is None and rows["compressed"].bytes
+
+
+def test_a_callback_that_one_run_lacks_is_one_line_of_the_comparison(tmp_path):
+    qat = {
+        "_target_": "compress.callbacks.QuantizationAwareTraining",
+        "scheme": "W8A8",
+        "init": "mse",
+    }
+    for name, callbacks in (("a", {"qat": qat}), ("b", {})):
+        write_run(tmp_path / name, synthetic_report(asked={"seed": 0, "callbacks": callbacks}))
+    page = write_comparison([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")
+    text = page.read_text(encoding="utf-8")
+    assert "scheme=W8A8, init=mse" in text and "callbacks.qat.scheme" not in text
