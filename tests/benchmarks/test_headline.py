@@ -1,0 +1,77 @@
+"""The headline says what was missed, and why; onnxruntime's table writes its own notes."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def program(name, monkeypatch):
+    """A benchmark's module, its folder last on the path, as when it runs as a script."""
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def headline(monkeypatch):
+    return program("headline", monkeypatch)
+
+
+def measured(latency=0.5, throughput=2.0, floor=None):
+    def ratio(value):
+        return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+    arms = {who: {"latency_ms": {"mean": 10.0}} for who in ("model", "baseline")}
+    return {
+        "one": {**arms, "ratios": {"latency": ratio(latency)}},
+        "several": {"ratios": {"throughput": ratio(throughput)}},
+        "peaks": {"model": 1, "baseline": 2}, "load": {"batch": 8}, "floor": floor,
+    }  # fmt: skip
+
+
+def subject(kept=1.0):
+    told = {"metric": "loss", "model": 2.0, "original": 2.0, "rows": 16,
+            "kept": {"value": kept, "low": kept, "high": kept}}  # fmt: skip
+    return {"bytes": 100, "original_bytes": 500, "quality": told}
+
+
+def filled(headline, **figures):
+    table = headline.table_of([], headline.Settings())
+    headline.add(table, "decoder", "vllm", subject(), measured(**figures))
+    return table
+
+
+def test_a_row_has_every_column_and_the_decoder_makes_the_headline(headline):
+    table = filled(headline)
+    assert len(table["rows"][0]) == len(table["columns"])
+    assert table["headline"]["latency_ratio"] == 0.5 and table["headline"]["size_ratio"] == 5.0
+
+
+def test_what_was_missed_is_named_with_its_goal(headline):
+    notes = "\n".join(filled(headline)["notes"])
+    assert "misses latency 0.50 (goal 0.3), throughput 2.00 (goal 3.0)" in notes
+    assert "misses" not in "\n".join(filled(headline, latency=0.2, throughput=4.0)["notes"])
+
+
+def test_the_engines_own_time_is_told_beside_the_originals(headline):
+    notes = "\n".join(filled(headline, floor=4.0)["notes"])
+    assert "4.00 ms, 0.40 of the original's latency" in notes
+
+
+def test_onnxruntimes_table_says_where_two_arms_cannot_be_told_apart(monkeypatch):
+    onnx = program("onnx", monkeypatch)
+
+    def line(arm, low, high, size):
+        return {"model": "m", "batch": 1, "arm": arm, "low": low, "high": high, "bytes": size}
+
+    lines = [line("fp32", 1, 1, 400), line("int8, a product a layer", 0.4, 0.5, 200)]
+    assert "undecided" in onnx.undecided([*lines, line("int8", 0.45, 0.6, 100)])
+    assert onnx.undecided([*lines, line("int8", 0.6, 0.7, 100)]) == ""
+    assert onnx.shrunk([*lines, line("int8", 0.6, 0.7, 100)], "int8") == "4.0x (m)"
