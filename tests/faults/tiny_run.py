@@ -1,4 +1,4 @@
-"""A small run, from its start or last checkpoint to the export."""
+"""A small run, from its start, teacher cache or last checkpoint to the export."""
 
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ from compress.data.loader import ResumableLoader
 from compress.export.write import export
 from compress.module import CompressionModule
 from compress.scripts.lib.checkpoints import SafeCheckpointIO
+from compress.teachers.cached import CachedTeacher, Identity, write_cache
 from compress.teachers.local import LocalTeacher
 from tests.tiny import TinyData, tiny_llama
 
@@ -22,10 +23,9 @@ def run(folder: Path) -> Path:
     """Goes on where the folder stands; answers the exported folder."""
     if (folder / "export").exists():
         return folder / "export"
+    teacher = CachedTeacher(cache(folder / "cache"))
     torch.manual_seed(0)
-    module = CompressionModule(
-        student=tiny_llama(), teacher=LocalTeacher(tiny_llama(layers=3, seed=1)), warmup_steps=0
-    )
+    module = CompressionModule(student=tiny_llama(), teacher=teacher, warmup_steps=0)
     keep = ModelCheckpoint(
         dirpath=folder, filename="last", every_n_train_steps=1, save_top_k=1,
         enable_version_counter=False, save_on_train_epoch_end=False,
@@ -43,6 +43,17 @@ def run(folder: Path) -> Path:
     trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None)
     export(module.student, target="transformers", path=folder / "export", dtype="float32")
     return folder / "export"
+
+
+def cache(path: Path) -> Path:
+    """The teacher's answers to every row, in many small shards; gone on with where it stands."""
+    data = TinyData()
+    rows = (torch.utils.data.default_collate([data[i]]) for i in range(len(data)))
+    write_cache(
+        LocalTeacher(tiny_llama(layers=3, seed=1)), rows, path, rows_per_shard=2,
+        identity=Identity(teacher="tiny", tokenizer="", data="counting"),
+    )  # fmt: skip
+    return path
 
 
 if __name__ == "__main__":
