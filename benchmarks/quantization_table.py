@@ -189,13 +189,13 @@ class Table:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation; a dash where nothing was measured."""
-    if any(map(math.isnan, values)):
+    """Mean, standard deviation and number of seeds, of those that were measured."""
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
         return "not measured"
     if len(values) == 1:
-        return f"{values[0]:.4f}"
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
+        return f"{values[0]:.4f} (1 seed)"
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f} ({len(values)})"
 
 
 def row_of(table: Table, scheme: str, dense: float, seeds: list[int]) -> list[Any]:
@@ -210,9 +210,10 @@ def row_of(table: Table, scheme: str, dense: float, seeds: list[int]) -> list[An
             row += ["", ""]
             continue
         losses = [table.trained_loss(scheme, best, s, distil=arm == "distilled") for s in seeds]
-        shares = [(p - x) / (p - dense) for p, x in zip(ptq, losses, strict=True)]
-        measured = not math.isnan(sum(losses))
-        row += [spread(losses), round(statistics.mean(shares), 3) if measured else ""]
+        pairs = [(p, x) for p, x in zip(ptq, losses, strict=True) if not math.isnan(x)]
+        losses = [x for _, x in pairs]
+        shares = [(p - x) / (p - dense) for p, x in pairs]
+        row += [spread(losses), round(statistics.mean(shares), 3) if shares else ""]
     if arms[-1] == "distilled" and row[-1] != "":
         row.append(f"{100 * math.expm1(statistics.mean(losses) - dense):+.2f} %")
     return row + [""] * (len(COLUMNS) - len(row))
