@@ -13,6 +13,9 @@ from compress.errors import BadInput, did_you_mean
 OF_MANY_KINDS = ("devices",)
 """Settings whose default is a number, but which take words or lists too."""
 
+PATHS = ("run_dir", "ckpt", "path", "validation_path", "roots", "cache", "target")
+"""Settings that are words wherever they are not null, whatever their default; of data, lists too."""
+
 
 def check_keys(words: Sequence[str], defaults: Any) -> None:
     """Refuse `key=value` words whose key stands in no recipe file.
@@ -43,13 +46,15 @@ def _key_problem(key: str, defaults: Any) -> str | None:
 
 
 def check_top(config: Any, known: Any) -> None:
-    """Refuse new keys at the top, which `+key=value` would let in unread.
+    """Refuse new keys at the top, which `+key=value` would let in unread, and those taken out.
 
     Raises:
         BadInput: one line for each.
     """
     new = [str(key) for key in config if key not in known]
     problems = [f"{k}: there is no setting {k!r}.{did_you_mean(k, list(known))}" for k in new]
+    gone = [str(key) for key in known if key not in config]
+    problems += [f"~{k}: a run needs {k!r}; choose another instead: {k}=..." for k in gone]
     if problems:
         raise BadInput("\n".join(problems))
 
@@ -70,6 +75,8 @@ def check_kinds(config: Any, defaults: Any) -> None:
 def _kind_problems(node: Any, defaults: Any, where: str) -> Iterator[str]:
     for key, default in defaults.items():
         place = f"{where}{key}"
+        if key in PATHS and not _is_word(node.get(key), lists=where == "data."):
+            yield f"{place}={node[key]!r}: a word is expected (in quotes, where it is a number)"
         if key not in node or node[key] is None or default is None or key in OF_MANY_KINDS:
             continue
         expected = _expected(node[key], default)
@@ -77,6 +84,11 @@ def _kind_problems(node: Any, defaults: Any, where: str) -> Iterator[str]:
             yield f"{place}={node[key]!r}: {expected} is expected"
         elif isinstance(default, dict):
             yield from _kind_problems(node[key], default, f"{place}.")
+
+
+def _is_word(value: Any, *, lists: bool) -> bool:
+    # the group `cache` of a recipe, and a missing value, are judged elsewhere
+    return isinstance(value, str | dict | None) or (lists and isinstance(value, list))
 
 
 def _expected(value: Any, default: Any) -> str | None:
