@@ -37,6 +37,8 @@ def quiet_libraries() -> None:
     for chatty in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # a resumed run goes on in its own folder
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     if not torch.cuda.is_available():  # else DeepSpeed warns that it found none
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
