@@ -32,7 +32,7 @@ def run(settings: dict[str, Any], words: list[str]) -> dict[str, Any]:
         if settings["engine"] == "server":
             from compress.scripts.lib.benchmark_server import run_servers
 
-            run_servers(settings, result, done=lambda: _save(settings, result))
+            run_servers(settings, result, done=lambda run: _save(settings, result, latest=run))
         else:
             _run_arms(settings, result)
         result["status"] = "finished"
@@ -44,11 +44,14 @@ def run(settings: dict[str, Any], words: list[str]) -> dict[str, Any]:
     return result
 
 
-def _save(settings: dict[str, Any], result: dict[str, Any]) -> None:
+def _save(
+    settings: dict[str, Any], result: dict[str, Any], *, latest: dict[str, Any] | None = None
+) -> None:
     out = Path(settings["out"])
     write_json(out, result)
+    if latest is not None:
+        print_run(latest)
     if result["runs"]:
-        print_run(result["runs"][-1]) if result["status"] == "running" else None
         load_plot(result, out.with_suffix(".png"))
 
 
@@ -87,7 +90,7 @@ def _note(
     for name, arm in arms.items():
         figures[name]["peak_bytes"] = arm.peak_bytes
     result["runs"].append({**load, **figures})
-    _save(settings, result)
+    _save(settings, result, latest=result["runs"][-1])
 
 
 def _arm(name: str, settings: dict[str, Any]) -> Arm:

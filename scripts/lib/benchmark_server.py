@@ -30,9 +30,11 @@ ANSWER_SECONDS = 10
 
 
 def run_servers(
-    settings: dict[str, Any], result: dict[str, Any], *, done: Callable[[], None]
+    settings: dict[str, Any], result: dict[str, Any], *, done: Callable[[dict[str, Any]], None]
 ) -> None:
     """Every load on every server; `done` is called after each, so that what is there is kept.
+
+    The model's figures stand there before the baseline's server is started.
 
     Raises:
         ServerFailed: a server does not start, refuses, or does not answer in time.
@@ -48,11 +50,11 @@ def run_servers(
             result["arms"][name] = {"path": settings[name] or served, "url": url}
             for run in runs:
                 run[name] = generate_load(url, served, run, settings)
-                if name == names[-1]:
-                    if "baseline" in run:
-                        run["ratios"] = _ratios(run["model"], run["baseline"])
+                if name == names[0]:
                     result["runs"].append(run)
-                    done()
+                else:
+                    run["ratios"] = _ratios(run["model"], run["baseline"])
+                done(run)
 
 
 def served_model(url: str) -> str:

@@ -215,6 +215,35 @@ def test_a_load_that_was_refused_as_a_whole_is_an_error():
         vllm_figures({"completed": 0}, "http://h")
 
 
+def test_the_models_figures_stay_when_the_baselines_server_does_not_start(
+    folder, tmp_path, monkeypatch, capsys
+):
+    from compress.scripts.lib import benchmark_server
+
+    figures = {
+        "requests": 2, "first_token_ms": {"mean": 1.0}, "per_token_ms": {"mean": 1.0},
+        "latency_ms": {"mean": 2.0, "p50": 2.0, "p95": 2.0, "p99": 2.0},
+        "tokens_per_second": 5.0, "requests_per_second": 1.0,
+    }  # fmt: skip
+
+    @contextmanager
+    def starting(name, _):
+        if name == "baseline":
+            raise ServerFailed("vLLM's server ended before it answered")
+        yield "http://h"
+
+    monkeypatch.setattr(benchmark_server, "_server", starting)
+    monkeypatch.setattr(benchmark_server, "served_model", lambda _: "m")
+    monkeypatch.setattr(benchmark_server, "generate_load", lambda *_: figures)
+    out = tmp_path / "b.json"
+    words = ["engine=server", "python=/bin/sh", f"model={folder}", f"baseline={folder}"]
+    assert benchmark.main([*words, "concurrency=[1,2]", f"out={out}"]) == 2
+    assert "ended before it answered" in capsys.readouterr().err
+    kept = json.loads(out.read_text())
+    assert kept["status"] == "failed"
+    assert [run["model"]["requests"] for run in kept["runs"]] == [2, 2]
+
+
 def test_what_a_run_reached_stays_when_the_server_fails(tmp_path, capsys):
     out = tmp_path / "b.json"
     words = ["engine=server", "url=http://127.0.0.1:9", "python=/bin/sh", f"out={out}"]
