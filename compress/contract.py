@@ -144,6 +144,10 @@ class LogitChunk:
             self._log_probs[key] = torch.log_softmax(scaled, dim=-1)
         return self._log_probs[key]
 
+    def forget_logits(self) -> None:
+        """Keep the log-probabilities alone: logits up to a constant a row, in half the memory."""
+        self.logits_CV = self.log_probs()
+
 
 class Step:
     """One training step as the callbacks see it.

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from compress.contract import LogitChunk, LogitTerm, Step
+from compress.distill.terms import PullTerm
 
-CHUNK_ELEMENTS = 1 << 22
-"""Logits held at once by default: 16 MB in fp32, the fastest of `benchmarks/distill_loss.py`."""
+CHUNK_ELEMENTS = 3 << 20
+"""Logits held at once by default: 12 MB in fp32, the least memory of what is fast on a CPU
+(`benchmarks/distill_loss.py`)."""
 
 
 def head_losses(
@@ -63,14 +65,14 @@ class _ChunkedHead(torch.autograd.Function):
             for start in range(0, hidden_NH.shape[0] if terms else 0, rows_per_chunk):
                 part = slice(start, start + rows_per_chunk)
                 hidden_CH = hidden_NH[part].to(dtype)
-                logits_CV = (hidden_CH @ used_VH.T).to(_exact(dtype))
-                if bias_V is not None:
-                    logits_CV += bias_V
                 chunk = LogitChunk(
-                    logits_CV=logits_CV, labels_C=step.labels_N[part], rows_C=step.rows_N[part]
-                )
+                    logits_CV=_logits(hidden_CH, used_VH, bias_V),
+                    labels_C=step.labels_N[part], rows_C=step.rows_N[part],
+                )  # fmt: skip
                 gradient_CV = _evaluate(terms, chunk, values)
+                del chunk  # before the products: its tensors are the peak
                 gradients.add(part, gradient_CV, hidden_CH, used_VH)
+                del gradient_CV  # before the next chunk's logits
         ctx.gradients, ctx.count = gradients, step.count
         values /= step.count
         ctx.mark_non_differentiable(values)
@@ -87,9 +89,23 @@ class _ChunkedHead(torch.autograd.Function):
 
 
 def _evaluate(terms: Mapping[str, LogitTerm], chunk: LogitChunk, values: Tensor) -> Tensor:
-    """Adds each weighted term to `values`; the weighted sum of their gradients (C, V)."""
+    """Adds each weighted term to `values`; the weighted sum of their gradients (C, V).
+
+    Terms of gradient p - target (`PullTerm`) share one p.
+    """
+    pulls = [isinstance(t, PullTerm) and t.pulls(chunk) for t in terms.values()]
+    if all(pulls):
+        chunk.forget_logits()
     whole: Tensor | None = None
-    for index, term in enumerate(terms.values()):
+    if any(pulls):
+        share = sum(t.weight for t, pull in zip(terms.values(), pulls, strict=True) if pull)
+        whole = chunk.log_probs().exp()
+        whole = whole if share == 1.0 else whole.mul_(share)
+    for index, (term, pull) in enumerate(zip(terms.values(), pulls, strict=True)):
+        if pull:
+            assert isinstance(term, PullTerm) and whole is not None
+            values[index] += term.weight * term.pull(chunk, whole)
+            continue
         value, gradient = term(chunk)
         values[index] += term.weight * value
         if whole is None:
@@ -98,6 +114,11 @@ def _evaluate(terms: Mapping[str, LogitTerm], chunk: LogitChunk, values: Tensor)
             whole.add_(gradient, alpha=term.weight)
     assert whole is not None
     return whole
+
+
+def _logits(hidden_CH: Tensor, used_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+    logits_CV = (hidden_CH @ used_VH.T).to(_exact(hidden_CH.dtype))
+    return logits_CV if bias_V is None else logits_CV.add_(bias_V)
 
 
 class _Gradients:

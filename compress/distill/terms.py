@@ -7,6 +7,7 @@ Legend: C rows of a chunk, K rows of these that the teacher covers, V vocabulary
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +15,19 @@ from torch import Tensor
 from compress.contract import LogitChunk
 from compress.distill.divergences import Divergence, forward_kl, logits_gradient
 from compress.distill.teacher_rows import TeacherRows
+
+
+@runtime_checkable
+class PullTerm(Protocol):
+    """A term whose gradient is p - target: several of them share one pass for p."""
+
+    def pulls(self, chunk: LogitChunk) -> bool:
+        """Whether the gradient has that form on this chunk."""
+        ...
+
+    def pull(self, chunk: LogitChunk, gradient_CV: Tensor) -> Tensor:
+        """Takes weight * target from `gradient_CV`, in place; answers the summed value."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +47,17 @@ class LabelLoss:
         gradient_CV = log_probs_CV.exp()
         gradient_CV.scatter_add_(1, chunk.labels_C[:, None], -torch.ones_like(picked_C))
         return -picked_C.sum(), gradient_CV
+
+    def pulls(self, chunk: LogitChunk) -> bool:
+        """Always."""
+        return True
+
+    def pull(self, chunk: LogitChunk, gradient_CV: Tensor) -> Tensor:
+        """The target is one label a row."""
+        picked_C1 = chunk.log_probs().gather(1, chunk.labels_C[:, None])
+        taken_C1 = torch.full_like(picked_C1, -self.weight)
+        gradient_CV.scatter_add_(1, chunk.labels_C[:, None], taken_C1)
+        return -picked_C1.sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +111,21 @@ class DenseTerm:
         """Summed divergence and its gradient (C, V); rows the teacher did not see give zero."""
         log_p = chunk.log_probs(self.temperature, size=self.size)
         return on_rows(self._compare, chunk, log_p, kept=self.teacher.covered(chunk.rows_C))
+
+    def pulls(self, chunk: LogitChunk) -> bool:
+        """Forward KL as it stands, over the whole vocabulary, of rows that the teacher all saw."""
+        plain = self.divergence is forward_kl and self.temperature == self.scale == 1.0
+        whole = self.size in (None, chunk.logits_CV.shape[1])
+        return plain and whole and self.teacher.covered(chunk.rows_C) is None
+
+    def pull(self, chunk: LogitChunk, gradient_CV: Tensor) -> Tensor:
+        """The target is the teacher's distribution."""
+        log_p = chunk.log_probs()
+        log_q = self.teacher.log_probs(chunk.rows_C, size=log_p.shape[1])
+        q = log_q.exp()
+        gradient_CV.sub_(q, alpha=self.weight)
+        value: Tensor = torch.linalg.vecdot(q, log_q.sub_(log_p)).sum()
+        return value
 
     def _compare(self, log_p: Tensor, rows_K: Tensor) -> tuple[Tensor, Tensor]:
         log_q = self.teacher.log_probs(rows_K, size=log_p.shape[1], temperature=self.temperature)

@@ -2,7 +2,11 @@ import pytest
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
+from compress.contract import LogitChunk
 from compress.distill.build import LogitSettings, teacher_term
+from compress.distill.divergences import reverse_kl
+from compress.distill.teacher_rows import TeacherRows
+from compress.distill.terms import DenseTerm, LabelLoss
 from compress.errors import BadInput
 from tests.distill.support import (
     assert_same,
@@ -108,3 +112,41 @@ def test_a_shifted_teacher_gives_the_same_loss():
     before = ours(step, term(step, signal))[0]
     signal.head.weight_VH.add_(random(6, seed=77))  # the same constant for every token of a row
     torch.testing.assert_close(before, ours(step, term(step, signal))[0])
+
+
+def test_terms_that_pull_to_a_target_share_one_pass_and_give_what_each_gives_alone():
+    step, signal = make_step(), make_signal()
+    teacher = TeacherRows(signal, sequences=3, length=5)
+    terms = {"labels": LabelLoss(weight=0.3), "logits": DenseTerm(teacher=teacher, weight=0.9)}
+
+    class Alone:
+        """The same term, its pull out of sight."""
+
+        def __init__(self, term):
+            self.term, self.weight = term, term.weight
+
+        def __call__(self, chunk):
+            return self.term(chunk)
+
+    together = ours(step, terms)
+    alone = ours(step, {name: Alone(term) for name, term in terms.items()})
+    mixed = ours(step, {"labels": terms["labels"], "logits": Alone(terms["logits"])})
+    for other in (alone, mixed):
+        torch.testing.assert_close(together, other)
+
+
+def test_only_plain_forward_kl_over_everything_is_a_pull():
+    step = make_step()
+    rows = TeacherRows(make_signal(), sequences=3, length=5)
+    some = TeacherRows(
+        make_signal(rows=1, sequences=torch.tensor([1])), sequences=3, length=5
+    )  # fmt: skip
+    logits = torch.randn(4, 11, dtype=torch.float64)
+    chunk = LogitChunk(logits_CV=logits, labels_C=step.labels_N[:4], rows_C=step.rows_N[:4])
+    assert DenseTerm(teacher=rows).pulls(chunk)
+    others = [
+        DenseTerm(teacher=some), DenseTerm(teacher=rows, divergence=reverse_kl),
+        DenseTerm(teacher=rows, temperature=2.0), DenseTerm(teacher=rows, scale=4.0),
+        DenseTerm(teacher=rows, size=9),
+    ]  # fmt: skip
+    assert not any(term.pulls(chunk) for term in others)
