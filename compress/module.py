@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from compress.batches import check_batch
 from compress.contract import Batch, LossSource, Step, Teacher, Trace, union_of_wants
 from compress.distill.chunked import head_losses
 from compress.distill.embeddings import embedding_distance, unlabelled
@@ -140,6 +141,11 @@ class CompressionModule(CompressionMixin, L.LightningModule):
             self.student.compile()
             for layer in self.student.children():
                 layer.compile()
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuses what the student cannot take, while it costs no wait for a device."""
+        check_batch(batch, self.student)
+        return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of one micro-batch."""

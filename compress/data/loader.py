@@ -138,7 +138,7 @@ class ResumableLoader(DataLoader[Any]):
         epoch, first = self._next
         self._next = (epoch, 0)  # left before its end, an epoch begins anew
         _check_batch(self.order.rows, self.order.batch_size, self.order.num_replicas)
-        for number, batch in enumerate(super().__iter__(), start=first + 1):
+        for number, batch in enumerate(_told(super().__iter__()), start=first + 1):
             self._stand = (epoch, number)
             yield batch
         self._next = (epoch + 1, 0)
@@ -195,6 +195,20 @@ def sequential_loader(
         dataset, batch_size=batch_size, sampler=order, num_workers=num_workers,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
+
+
+def _told(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches; a loading process that was killed is told in our words."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise BadInput(
+            f"a process that loads data was ended ({str(error).splitlines()[0]}), most likely for "
+            "want of memory: use fewer trainer.workers (0 loads in the run's own "
+            "process) and go on with ckpt=last"
+        ) from error
 
 
 def _check_batch(rows: int, batch_size: int, world_size: int) -> None:

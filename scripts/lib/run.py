@@ -1,5 +1,6 @@
 """One run from configuration to report: data, teacher, student, training, export, comparison."""
 
+import sys
 import time
 import traceback
 from contextlib import contextmanager
@@ -56,14 +57,27 @@ def run(config: DictConfig, words: list[str], *, recipe: str) -> dict[str, Any]:
         stopped = isinstance(error, KeyboardInterrupt | StoppedBySignal)
         state.report["status"] = "interrupted" if stopped else "failed"
         state.report["error"] = masked_text(str(error)) or type(error).__name__
-        if not (stopped or isinstance(error, CompressError)) and rank_zero_only.rank == 0:
-            write_atomically(path / "traceback.txt", masked_text(traceback.format_exc()))
-        raise
-    finally:
         if folder is not None:
+            told = stopped or isinstance(error, CompressError)
+            leave_report(state, trace=None if told else masked_text(traceback.format_exc()))
+            folder.release()
+        raise
+    if folder is not None:
+        try:
             state.save()
+        finally:
             folder.release()
     return state.report
+
+
+def leave_report(state: "Run", *, trace: str | None) -> None:
+    """The report of a run that failed; what hinders it is said, and hides no first error."""
+    try:
+        if trace is not None:
+            write_atomically(state.path / "traceback.txt", trace)
+        state.save()
+    except Exception as error:
+        print(f"{state.path}: the report cannot be written: {error}", file=sys.stderr)
 
 
 class Run:
