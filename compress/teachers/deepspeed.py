@@ -157,7 +157,8 @@ class DeepSpeedTeacher:
         ours_signal = self.signal({"input_ids": tokens}, Want(logits=True))
         assert ours_signal.hidden_SLH is not None and ours_signal.head is not None
         ours = ours_signal.head(ours_signal.hidden_SLH).float()
-        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+        whole = torch.autocast(tokens.device.type, enabled=False)
+        with torch.no_grad(), whole, freed_memory_goes_back():
             theirs = self._runner(input_ids=tokens, whole=True).float()
         tolerance = 1e-3 * float(theirs.abs().max()) + 1e-6
         if not torch.allclose(ours, theirs, rtol=1e-3, atol=tolerance):
