@@ -83,9 +83,9 @@ class Table:
             from compress.quantize import prepare
 
             prepare(model, scheme="W8A8")
-        return self.train(model, sparse, seed=seed, distil=arm.get("distil", False))
+        return self.train(model, sparse, seed=seed, label_weight=arm.get("label_weight", 1.0))
 
-    def train(self, model: Any, sparse: Any, *, seed: int, distil: bool) -> Any:
+    def train(self, model: Any, sparse: Any, *, seed: int, label_weight: float) -> Any:
         """The loop of a `DynamicSparsity` run, without a trainer."""
         from compress.contract import Step, Want
         from compress.distill.build import LogitSettings, teacher_term
@@ -96,7 +96,9 @@ class Table:
         from compress.schedule import warmup_cosine
         from compress.teachers.local import LocalTeacher
 
+        distil = label_weight < 1.0
         teacher = LocalTeacher(copy.deepcopy(self.dense)) if distil else None
+        told = LogitSettings(teacher_weight=1.0 - label_weight)
         groups = list(parameter_groups(model, self.rate, 0.0))
         adam = torch.optim.AdamW(groups, lr=self.rate, betas=(0.9, 0.95), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -108,9 +110,9 @@ class Table:
             data = next(source)
             step = Step(batch=data, student=trace_causal_lm(model, data), teacher=teacher,
                         want=Want(logits=True), number=number)  # fmt: skip
-            named: dict[str, Any] = {"labels": LabelLoss(weight=0.0 if distil else 1.0)}
+            named: dict[str, Any] = {"labels": LabelLoss(weight=label_weight)}
             if distil:
-                named["logits"] = teacher_term(step, LogitSettings(teacher_weight=1.0))
+                named["logits"] = teacher_term(step, told)
             head_losses(step, named)[0].backward()
             taken = sparse.take_dense_gradients(number) if sparse else {}
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -129,12 +131,14 @@ def arms_of(densities: list[float]) -> list[tuple[str, float, dict[str, Any]]]:
         for density in densities
         for way, settings in WAYS.items()
     ]
+    stands = {"growth": "none", "pattern": "2:4"}
     srste = {"growth": "magnitude", "decay": 2e-4, "pattern": "2:4"}
+    rigl = {**WAYS["RigL"], "pattern": "2:4"}
     arms += [
-        ("2:4 static magnitude", 0.5,
-         {"way": "2:4", "settings": {"growth": "none", "pattern": "2:4"}}),
+        ("2:4 static magnitude", 0.5, {"way": "2:4", "settings": stands}),
         ("2:4 SR-STE", 0.5, {"way": "2:4", "settings": srste}),
-        (TWO_IN_FOUR, 0.5, {"way": TWO_IN_FOUR, "settings": srste, "distil": True}),
+        ("2:4 RigL", 0.5, {"way": "2:4", "settings": rigl}),
+        (TWO_IN_FOUR, 0.5, {"way": TWO_IN_FOUR, "settings": stands, "label_weight": 0.5}),
     ]  # fmt: skip
     return arms
 
@@ -204,7 +208,8 @@ def write(path: Path, rows: list[list[Any]], table: Table) -> None:
             f"Subject, start and teacher: stories260k after {stories.ADAPT['steps']} steps on "
             f"lower-cased stories. Every arm, the dense one too: {table.steps} steps of "
             f"{table.batch} x {stories.LENGTH} tokens, AdamW at {table.rate:g}, cosine to 0; "
-            "labels alone, but for the last row (the dense start's distributions alone). Masks on "
+            "labels alone, but for the last row (half the weight on the dense start's distributions, "
+            "masks that stand). Masks on "
             "all linear layers but the head, uniform over layers; updates each 5 % of the run "
             "until 75 %. Loss on 256 held-out rows; kept = exp(dense - loss); mean over "
             f"seeds {table.words['seeds']} of data order and random growth.",
