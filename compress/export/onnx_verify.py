@@ -12,20 +12,10 @@ from compress.errors import BadInput, ExportMismatch
 from compress.export.onnx_layers import LAYERS_KEY, ProductLayer, read_layers
 from compress.export.onnx_tables import read_tables, table_errors
 from compress.export.plan import ExportPlan
-from compress.export.reload import example_inputs
+from compress.export.reload import LARGEST_TOLERANCE, MEAN_TOLERANCE, example_inputs
 from compress.export.tensorrt_lint import Graph, check_tensorrt, load_graph
 from compress.models import config_of
 from compress.quantize.calibration import evaluating
-
-MEAN_TOLERANCE = 1e-3
-"""Mean logit difference allowed, relative to the largest logit where that exceeds 1.
-
-Rounding an input in fp32 a hair differently flips a code now and then, so single logits may move;
-a wrong scale moves all of them.
-"""
-
-LARGEST_TOLERANCE = 5e-2
-"""The same for the largest difference."""
 
 
 def verify_onnx(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compressed_tensors.quantization import disable_quantization
 from torch import Tensor, nn
 
 from compress.errors import ExportMismatch
@@ -17,6 +18,16 @@ from compress.transforms import InputTransform, WeightTransform, trained_weight,
 
 TOLERANCE = 1e-5
 """Largest logit difference in fp32, relative to the largest logit where that exceeds 1."""
+
+MEAN_TOLERANCE = 1e-3
+"""Mean logit difference where inputs are rounded, relative to the largest logit likewise.
+
+An input that lies on the edge between two codes falls to either side when it is computed a hair
+differently (other threads, another kernel), so single logits may move; a wrong scale moves all.
+"""
+
+LARGEST_TOLERANCE = 5e-2
+"""The same for the largest difference."""
 
 
 @torch.no_grad()
@@ -31,22 +42,46 @@ def compare_logits(
     """Largest difference of logits; both models compute in fp32 on the student's device.
 
     Tensors that are not quantised are rounded to `dtype` on both sides, so the comparison is exact
-    for a bf16 export too. Buffers such as the RoPE frequencies stay fp32 on both sides.
+    for a bf16 export too. Buffers such as the RoPE frequencies stay fp32 on both sides. Where the
+    scheme rounds inputs and the logits differ, both are compared again with inputs as they are:
+    that must hold exactly, and the difference be as small as a few codes that flipped.
 
     Raises:
         ExportMismatch: keys are missing, unexpected or misshapen, or logits lie too far apart.
     """
     device = next(student.parameters()).device
     inputs = example_inputs(student, batch, device)
-    expected = _logits(rounded_copy(student, dtype, fp4=fp4_layers(plan)), inputs)
-    actual = _logits(reload_model(folder, type(student)).to(device), inputs)
+    ours = rounded_copy(student, dtype, fp4=fp4_layers(plan))
+    theirs = reload_model(folder, type(student)).to(device)
+    expected, actual = _logits(ours, inputs), _logits(theirs, inputs)
     if expected.shape != actual.shape:
         raise ExportMismatch(f"logits {tuple(actual.shape)} instead of {tuple(expected.shape)}")
-    gap = float((expected - actual).abs().max())
-    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not gap <= allowed:
-        raise ExportMismatch(f"reloaded logits differ by up to {gap:.3g}; allowed {allowed:.3g}")
-    return gap
+    gap, mean = (expected - actual).abs().max(), (expected - actual).abs().mean()
+    size = max(1.0, float(expected.abs().max()))
+    flips = mean <= MEAN_TOLERANCE * size and gap <= LARGEST_TOLERANCE * size
+    if not gap <= TOLERANCE * size and not (
+        flips and _rounds_inputs(plan) and _equal_without_rounding(ours, theirs, inputs)
+    ):
+        raise ExportMismatch(
+            f"reloaded logits differ by up to {float(gap):.3g}; allowed {TOLERANCE * size:.3g}"
+        )
+    return float(gap)
+
+
+def _rounds_inputs(plan: ExportPlan) -> bool:
+    return plan.kv_cache is None and any(layer.inputs for layer in plan.quantized)
+
+
+def _equal_without_rounding(
+    ours: nn.Module, theirs: nn.Module, inputs: Mapping[str, Tensor]
+) -> bool:
+    for module in ours.modules():
+        if isinstance(module, InputTransform):
+            module.enabled = False  # type: ignore[assignment]
+    theirs.apply(disable_quantization)
+    expected, actual = _logits(ours, inputs), _logits(theirs, inputs)
+    size = max(1.0, float(expected.abs().max()))
+    return bool((expected - actual).abs().max() <= TOLERANCE * size)
 
 
 def example_inputs(

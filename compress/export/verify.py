@@ -13,9 +13,9 @@ from compress.errors import ExportMismatch
 from compress.export.checkpoint import dense_tensors, read_tensors, stored_scale
 from compress.export.codes import expected_codes, step_size, stored_codes
 from compress.export.modelopt import as_compressed_tensors
-from compress.export.onnx_verify import LARGEST_TOLERANCE, verify_onnx
+from compress.export.onnx_verify import verify_onnx
 from compress.export.plan import ExportPlan, LayerPlan
-from compress.export.reload import TOLERANCE, compare_logits
+from compress.export.reload import LARGEST_TOLERANCE, TOLERANCE, compare_logits
 from compress.export.tensorrt import ONNX_FILE
 from compress.transforms import Stage, weight_before
 
