@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -35,8 +36,8 @@ SECONDS, WALL_SECONDS = 30, 300
 """More CPU time is a hang, whatever else the machine does; so is waiting for so long."""
 
 SHARES = {
-    "recipes": 0.25, "data files": 0.4, "data caches": 0.05, "checkpoints": 0.2,
-    "safetensors": 0.06, "onnx": 0.04,
+    "data files": 0.4, "data caches": 0.05, "checkpoints": 0.2, "safetensors": 0.06,
+    "onnx": 0.04, "recipes": 0.25,
 }  # fmt: skip
 
 
@@ -107,13 +108,20 @@ def _sound_onnx() -> bytes:
     return helper.make_model(graph).SerializeToString()
 
 
-def attack(count: int, *, seed: int, kinds: tuple[str, ...] = tuple(SHARES)) -> list[dict]:
-    """Figures for each kind; `other` holds what was no error of ours."""
+def attack(
+    count: int,
+    *,
+    seed: int,
+    kinds: tuple[str, ...] = tuple(SHARES),
+    tell: Callable[[list[dict]], None] = lambda rows: None,
+) -> list[dict]:
+    """Figures for each kind; `other` holds what was no error of ours; `tell` hears them so far."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         attacks = Attacks(Path(folder))
         for kind in kinds:
             found.append(_attack_kind(attacks, kind, max(int(count * SHARES[kind]), 1), seed))
+            tell(found)
     return found
 
 
@@ -166,13 +174,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    rows = attack(given.inputs, seed=given.seed)
-    for row in rows:
-        for name, trace in list(row["others"].items())[:5]:
-            print(row["input"], name, trace, sep="\n")
-        print({k: v for k, v in row.items() if k != "others"})
-    if given.out:
-        _write(given.out, rows, given)
+
+    def tell(rows: list[dict]) -> None:
+        for name, trace in list(rows[-1]["others"].items())[:5]:
+            print(rows[-1]["input"], name, trace, sep="\n")
+        print({k: v for k, v in rows[-1].items() if k != "others"}, flush=True)
+        if given.out:
+            _write(given.out, rows, given)
+
+    attack(given.inputs, seed=given.seed, tell=tell)
 
 
 def _write(path: Path, rows: list[dict], given: argparse.Namespace) -> None:
