@@ -107,12 +107,12 @@ RIVAL = {HALF_WINDOW: HALF_RANDOM, MORE_WINDOW: MORE_RANDOM, MORE_LABELS: MORE_R
 
 
 TUNED = (
-    "The window was chosen on seed 10 and other held-out rows (nats/token): always full 2.367, "
-    "labels 2.434, random half 2.404, a share of rows that falls in a straight line 2.398, the "
-    "first half of the steps 2.388, steps 4 % to 54 % 2.385 (without the warm-up, where little is "
-    "learned); with 22 rows a step and 16 of them taught in that window 2.368; 32 label "
-    "rows a step and no teacher 2.356: here the teacher's worth is mostly less noise in the gradient, which more "
-    "rows give too."
+    "The window was chosen on seed 10 and other held-out rows (nats/token): always full "
+    "2.367, labels 2.434, random half 2.404, a share of rows that falls in a straight line "
+    "2.398, the first half of the steps 2.388, steps 4 % to 54 % 2.385 (without the warm-up, "
+    "where little is learned); with 22 rows a step and 16 of them taught in that window "
+    "2.368; 32 label rows a step and no teacher 2.356: here the teacher's worth is mostly "
+    "less noise in the gradient, which more rows give too."
 )
 
 
