@@ -36,6 +36,7 @@ th, td { text-align:left; padding:.4rem .7rem .4rem 0; border-bottom:1px solid v
   vertical-align:top; overflow-wrap:anywhere; }
 thead th { color:var(--muted); font-weight:600; font-size:.82rem; white-space:nowrap; }
 tbody th { font-weight:500; }
+.wide table:has(td.n) tbody th { min-width:9rem; overflow-wrap:break-word; }
 .facts th { width:16rem; color:var(--muted); }
 td.n, th.n { text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap; }
 tr.main th, tr.main td { font-weight:700; }
@@ -58,7 +59,8 @@ a { color:var(--accent); }
   .tiles { grid-template-columns:1fr 1fr; } .tile b { font-size:1.35rem; } figure { padding:.4rem; } }
 @media print { :root { --paper:#fff; --card:#fff; } body { font-size:10.5pt; }
   main { max-width:none; padding:0; } h2 { break-after:avoid; } .tile, tr, .sample { break-inside:avoid; }
-  details::details-content { content-visibility:visible; display:block; } summary { display:none; }
+  details::details-content { content-visibility:visible; display:block; } summary, .every { display:none; }
+  .tiles { grid-template-columns:repeat(4,1fr); } td, th { padding-block:.15rem; }
   svg.plot { max-height:11cm; } .wide { overflow:visible; } }
 """
 
@@ -112,7 +114,7 @@ PAGE = """{% extends "shell" %}{% import "macros" as m %}{% block body %}
 <h2>What was asked</h2>
 {% if asked %}{{ m.facts(asked, "Main settings of the run") }}{% else %}<p class="muted">
 The run recorded no settings.</p>{% endif %}
-{% if every_setting %}<details><summary>Every setting</summary>
+{% if every_setting %}<details class="every"><summary>Every setting</summary>
 {{ m.facts(every_setting, "Every setting of the run") }}</details>{% endif %}
 <h2>What came out</h2>
 {{ m.grid(results) }}<p class="muted">{{ results_note }}</p>

@@ -173,6 +173,7 @@ def curve_table(metrics: Metrics) -> dict[str, Any] | None:
         ]}
         for phase, terms in metrics.curves.items()
         for term, points in terms.items()
+        if term != "epoch"
     ]  # fmt: skip
     head = ["phase: term", "values", "first", "last", "least"]
     caption = "First, last and least value of each logged term"

@@ -328,3 +328,9 @@ def test_a_callback_that_one_run_lacks_is_one_line_of_the_comparison(tmp_path):
     page = write_comparison([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")
     text = page.read_text(encoding="utf-8")
     assert "scheme=W8A8, init=mse" in text and "callbacks.qat.scheme" not in text
+
+
+def test_paper_leaves_out_the_list_of_every_setting(tmp_path):
+    page = write_html(write_run(tmp_path)).read_text(encoding="utf-8")
+    assert '<details class="every">' in page
+    assert re.search(r"@media print \{.*\.every \{ display:none", page, re.S)
