@@ -109,3 +109,21 @@ def test_int8_keeps_a_real_model(tmp_path):
     against = json.loads(out.read_text())["measures"]["language"]["against_baseline"]
     assert against["kept"]["value"] > 0.98
     assert against["token_agreement"]["value"] > 0.9
+
+
+def test_task_files_are_named_by_their_task_line(tmp_path):
+    from compress.scripts.lib.harness import task_names
+
+    file = tmp_path / "mine.yaml"
+    file.write_text("dataset_path: json\ntask: my_task\n")
+    assert task_names(["arc_easy", str(file)]) == (["arc_easy", "my_task"], [str(tmp_path)])
+
+
+def test_task_files_that_are_missing_or_name_no_task_are_all_listed(tmp_path):
+    from compress.errors import BadInput
+    from compress.scripts.lib.harness import task_names
+
+    (tmp_path / "empty.yaml").write_text("a: 1\n")
+    words = [str(tmp_path / "empty.yaml"), str(tmp_path / "none.yaml")]
+    with pytest.raises(BadInput, match=r"no line `task:`; .*none\.yaml: no such file"):
+        task_names(words)
