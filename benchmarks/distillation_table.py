@@ -25,7 +25,12 @@ DEFAULTS = {
 
 def arms(weight: float) -> dict[str, tuple[float, Any]]:
     """Name to (weight of the labels, callbacks)."""
-    from compress.callbacks import FeatureDistillation, LogitsDistillation, RoutedDistillation
+    from compress.callbacks import (
+        FeatureDistillation,
+        LogitsDistillation,
+        OnPolicyDistillation,
+        RoutedDistillation,
+    )
 
     def logits(**more: Any) -> Any:
         return LogitsDistillation(teacher_weight=weight, **more)
@@ -51,6 +56,9 @@ def arms(weight: float) -> dict[str, tuple[float, Any]]:
                     within=["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
                 ),
             ],
+        ),
+        "logits + its own texts (on-policy)": (
+            rest, lambda: [logits(), OnPolicyDistillation(teacher_weight=0.1, share=0.25)],
         ),
         "routed logits (41 % of rows)": (rest, lambda: [routed()]),
     }  # fmt: skip
