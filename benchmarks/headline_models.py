@@ -31,11 +31,12 @@ RUNS = {
     "encoder": [
         "recipe=distill_encoder", "teacher.layers=6", "teacher.hidden=384",
         "teacher.max_steps=300", "teacher.learning_rate=5e-4", "student.layers=3",
-        "trainer.max_steps=150", "target=vllm",
+        "trainer.max_steps=100", "trainer.validate_every=100", "trainer.validation_batches=16",
+        "target=vllm",
     ],
 }  # fmt: skip
 """Model -> words of `scripts/train.py`."""
-FOLDERS = {"decoder": "decoder-2-400", "encoder": "encoder-3-150"}
+FOLDERS = {"decoder": "decoder-2-400", "encoder": "encoder-3-100"}
 EXCLUDED = {"decoder": None, "encoder": "*classifier,*pooler*"}
 TARGETS = {"vllm": "vllm", "onnxruntime": "tensorrt"}
 DTYPES = {"vllm": "bfloat16", "onnxruntime": "float32"}

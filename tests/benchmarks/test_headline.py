@@ -75,3 +75,11 @@ def test_onnxruntimes_table_says_where_two_arms_cannot_be_told_apart(monkeypatch
     assert "undecided" in onnx.undecided([*lines, line("int8", 0.45, 0.6, 100)])
     assert onnx.undecided([*lines, line("int8", 0.6, 0.7, 100)]) == ""
     assert onnx.shrunk([*lines, line("int8", 0.6, 0.7, 100)], "int8") == "4.0x (m)"
+
+
+def test_the_size_with_berts_vocabulary_is_counted(headline, tmp_path):
+    (tmp_path / "config.json").write_text('{"vocab_size": 2048, "hidden_size": 384}')
+    small = {"original": str(tmp_path), "original_bytes": 46_000_000, "bytes": 7_000_000}
+    # 28,474 rows more: 43.7 MB in float32, 21.9 in bfloat16, 10.9 and their scales in int8
+    assert "would be 3.11 (table in bfloat16" in headline.with_berts_vocabulary("vllm", small)
+    assert "would be 4.97 (table in int8" in headline.with_berts_vocabulary("onnxruntime", small)
