@@ -45,7 +45,7 @@ def harness_scores(
         f"{task} {metric.partition(',')[0]}": float(value)
         for task, metrics in found["results"].items()
         for metric, value in metrics.items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and metric != "sample_len"
     }
 
 
