@@ -34,6 +34,9 @@ def test_two_ranks_end_with_one_student_however_their_rows_are_routed():
     found = re.findall(r"rank (\d) student (\w+) calls (\d+)", done.stdout)
     assert sorted(rank for rank, _, _ in found) == ["0", "1"]
     assert len({student for _, student, _ in found}) == 1, "the ranks' students differ"
+    made = re.findall(r"scales (\d+) (\w+) masks (\d+) (\w+)", done.stdout)
+    assert len(made) == 2 and made[0] == made[1], "scales or masks differ"
+    assert int(made[0][0]) > 0 and int(made[0][2]) > 0, made
     # a teacher that is sharded would hang where ranks ask unequally often
     assert len({calls for _, _, calls in found}) == 1, found
 

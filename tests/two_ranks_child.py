@@ -58,11 +58,23 @@ def main() -> None:
             routed, FeatureDistillation(),
         ],
     )  # fmt: skip
+    rank, state = torch.distributed.get_rank(), module.state_dict()
+    scales = {
+        name: tensor for name, tensor in state.items() if "scale" in name or "log_step" in name
+    }
+    masks = {name: tensor for name, tensor in state.items() if "mask" in name}
+    print(
+        f"rank {rank} student {digest_of(state)} calls {len(steps)} "
+        f"scales {len(scales)} {digest_of(scales)} masks {len(masks)} {digest_of(masks)}\n",
+        end="", flush=True,
+    )  # fmt: skip
+
+
+def digest_of(tensors):
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
+    for name, tensor in tensors.items():
         digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
-    rank = torch.distributed.get_rank()
-    print(f"rank {rank} student {digest.hexdigest()} calls {len(steps)}\n", end="", flush=True)
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":
