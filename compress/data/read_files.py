@@ -226,7 +226,7 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
             _check_columns(str(path), columns, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=256, columns=list(columns)):
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"{path} is no readable parquet file ({reason})") from error
 

@@ -172,3 +172,13 @@ def test_a_line_of_100_megabytes_streams_in_little_memory(tmp_path):
     total, kilobytes = map(int, done.stdout.split())
     assert total == 100_000_000
     assert kilobytes < 30_000
+
+
+def test_parquet_text_that_is_no_utf8_is_told(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    text = pyarrow.array([b"\xb0 broken"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": text}), tmp_path / "a.parquet")
+    with pytest.raises(BadInput, match=r"a\.parquet"):
+        list(read_rows(tmp_path / "a.parquet", ["text"]))
