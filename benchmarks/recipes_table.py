@@ -26,6 +26,19 @@ ARMS: dict[str, list[str]] = {
     "prune_distill_qat": ["recipe=prune_distill_qat"],
     "distill_sparse_qat": ["recipe=distill_sparse_qat"],
     "distill_sparse_qat, widths kept": ["recipe=distill_sparse_qat", "~callbacks.pruning"],
+    "distill_sparse_qat, widths kept, masks stand": [
+        "recipe=distill_sparse_qat",
+        "~callbacks.pruning",
+        "callbacks.sparsity.growth=none",
+        "callbacks.sparsity.decay=0",
+    ],
+    "distill_sparse_qat, widths kept, RigL": [
+        "recipe=distill_sparse_qat",
+        "~callbacks.pruning",
+        "callbacks.sparsity.growth=gradient",
+        "callbacks.sparsity.decay=0",
+        "callbacks.sparsity.share=0.1",
+    ],
     "qat": ["recipe=qat"],
     "sparse": ["recipe=sparse"],
 }
