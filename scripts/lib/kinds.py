@@ -14,7 +14,7 @@ OF_MANY_KINDS = ("devices",)
 """Settings whose default is a number, but which take words or lists too."""
 
 PATHS = ("run_dir", "ckpt", "path", "validation_path", "roots", "cache", "target")
-"""Settings that are words wherever they are not null, whatever their default; of data, lists too."""
+"""Settings that are words where they are not null, whatever their default; of data, lists too."""
 
 
 def check_keys(words: Sequence[str], defaults: Any) -> None:
