@@ -56,7 +56,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("make, settings", CASES, ids=str)
+@pytest.mark.parametrize("make, settings", CASES, ids=lambda p: getattr(p, "__name__", str(p)))
 def test_layers_of_zeros_and_constant_inputs_train_and_export(make, settings, tmp_path):
     student, loss = fit(make(), QuantizationAwareTraining(**settings), NumberGuard(policy="stop"))
     assert loss == loss and bad_weights(student) == []

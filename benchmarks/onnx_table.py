@@ -1,6 +1,6 @@
 """INT8 against fp32 in onnxruntime: the exported Q/DQ graph beside the dense one.
 
-    python benchmarks/onnx.py out=docs/results/onnx.json
+    python benchmarks/onnx_table.py out=docs/results/onnx.json
 
 An encoder (BERT-shaped, 6 layers x 384) and a decoder (the embedded default's shape, 6 x 256,
 vocabulary 2048), random weights, static W8A8. Arms take turns in each round; a ratio is the median
@@ -18,14 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import nn
 from words import read
-
-# run as a script, this folder comes first in the path, and this file hides the package of its name
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
 
 
 @dataclass(kw_only=True)
@@ -171,7 +167,7 @@ def table(lines: list[dict[str, Any]], settings: Settings, words: list[str]) -> 
         "title": "INT8 against fp32 in onnxruntime",
         "question": "Is the exported Q/DQ graph truly faster than the dense one, for an encoder "
         "and a decoder?",
-        "command": " ".join(["python benchmarks/onnx.py", *words]),
+        "command": " ".join(["python benchmarks/onnx_table.py", *words]),
         "machine": machine(settings),
         "date": datetime.now(UTC).date().isoformat(),
         "columns": ["model", "batch", "arm", "latency over fp32", "95 % from", "to", "speed-up",
