@@ -66,7 +66,7 @@ def test_the_engines_own_time_is_told_beside_the_originals(headline):
 
 
 def test_onnxruntimes_table_says_where_two_arms_cannot_be_told_apart(monkeypatch):
-    onnx = program("onnx", monkeypatch)
+    onnx = program("onnx_table", monkeypatch)
 
     def line(arm, low, high, size):
         return {"model": "m", "batch": 1, "arm": arm, "low": low, "high": high, "bytes": size}
