@@ -167,7 +167,7 @@ class Table:
             return math.nan
         loss, key = min(fitting, key=lambda pair: pair[0])
         told = {k: key[k] for k in ("steps", "learning_rate", "label_weight") if k in key}
-        self.tried.append(f"{scheme}, {arm}: {len(fitting)} settings tried, best {told}.")
+        self.tried.append(f"{scheme}, {arm}: best of {len(fitting)} setting(s): {told}.")
         return float(loss)
 
     def trained_loss(self, scheme: str, start: str, seed: int, *, distil: bool) -> float:
@@ -255,7 +255,7 @@ def write(path: Path, table: Table, dense: float, rows: list[list[Any]]) -> None
             f"Subject, start and teacher: stories260k after {stories.ADAPT['steps']} steps on the "
             f"lower-cased stories; dense loss {dense:.4f} nats/token on {settings.rows} held-out "
             f"rows of {stories.LENGTH} tokens, {PARTS[settings.part]}.",
-            *(training_notes(settings, rates) if settings.measure else table.tried),
+            *(training_notes(settings, rates) if settings.measure else dict.fromkeys(table.tried)),
             f"Seeds {settings.seeds}: of calibration rows ({CALIBRATION_ROWS}) and of training "
             "order; with several, mean ± standard deviation. Best PTQ start of rtn, mse, "
             "smoothquant (where inputs are quantised) and gptq.",
