@@ -241,7 +241,8 @@ def main() -> None:
 
 def write(path: Path, table: Table, dense: float, rows: list[list[Any]]) -> None:
     """The results file: what was asked, on what, how, and which goals were met."""
-    settings, words = table.settings, " ".join(sys.argv[1:])
+    settings = table.settings
+    words = " ".join(word for word in sys.argv[1:] if not word.startswith("measure="))
     rates = {scheme: training_of(scheme, settings) for scheme in settings.schemes.split(",")}
     facts = {
         "title": "Quantisation-aware training of a real Llama",

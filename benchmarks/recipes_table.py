@@ -151,7 +151,8 @@ def main() -> None:
         "title": "Every recipe of the embedded default, at equal length",
         "question": f"What does each recipe lose and save in {settings.steps} optimizer steps of "
         "8 x 256 tokens?",
-        "command": "python benchmarks/recipes_table.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/recipes_table.py "
+        + " ".join(word for word in sys.argv[1:] if not word.startswith("measure=")),
         "machine": next(r["environment"]["machine"] for b in reports.values() for r in b.values()),
         "date": time.strftime("%Y-%m-%d"),
         "columns": COLUMNS,
