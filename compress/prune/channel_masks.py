@@ -9,7 +9,13 @@ from compress.errors import UnsupportedModel
 from compress.prune.cuts import Cut, cuts_of
 from compress.prune.plan import Indices, PrunePlan, PruneSizes
 from compress.prune.structure import Structure
-from compress.transforms import Stage, TransformRecord, WeightTransform, attach_transform
+from compress.transforms import (
+    Stage,
+    TransformRecord,
+    WeightTransform,
+    as_factor,
+    attach_transform,
+)
 
 
 class ChannelMask(WeightTransform):
@@ -32,7 +38,7 @@ class ChannelMask(WeightTransform):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight."""
-        return weight * (self.rows & self.columns)
+        return weight * as_factor(self.rows & self.columns)
 
     def keep(self, *, rows: Sequence[int] | None, columns: Sequence[int] | None) -> None:
         """Keep these rows and columns alone; None keeps all."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compress.sparsify.masks import Pattern, pack_bits, unpack_bits
-from compress.transforms import Stage, TransformRecord, WeightTransform
+from compress.transforms import Stage, TransformRecord, WeightTransform, as_factor
 
 MASKS = ("forward_mask", "backward_mask", "explored")
 
@@ -57,7 +57,7 @@ class MaskWeight(WeightTransform):
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight."""
         if self.learning_mask is self.forward_mask:
-            return weight * _factor(self.forward_mask)
+            return weight * as_factor(self.forward_mask)
         used: Tensor = _Mask.apply(weight, self.forward_mask, self.learning_mask, self.decay)  # type: ignore[no-untyped-call]
         return used
 
@@ -95,7 +95,7 @@ class _Mask(torch.autograd.Function):
         ctx: Any, weight: Tensor, used: Tensor, learning: Tensor | None, decay: float
     ) -> Tensor:
         ctx.decay = decay
-        masked = weight * _factor(used)
+        masked = weight * as_factor(used)
         # the layer keeps the masked weight for its own backward: it costs no memory here
         ctx.save_for_backward(learning, *((weight, masked) if decay else ()))
         return masked
@@ -108,9 +108,4 @@ class _Mask(torch.autograd.Function):
             # weight - masked is what is not used; two passes over floats are ten times as fast
             # as torch.where on a boolean mask
             gradient = torch.add(gradient, weight, alpha=ctx.decay).sub_(masked, alpha=ctx.decay)
-        return (gradient if learning is None else gradient * _factor(learning)), None, None, None
-
-
-def _factor(mask: Tensor) -> Tensor:
-    """The mask as 0 and 1, in the same memory: a CPU multiplies by booleans 3.6 times as slowly."""
-    return mask.view(torch.int8)
+        return (gradient if learning is None else gradient * as_factor(learning)), None, None, None
