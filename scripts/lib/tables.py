@@ -27,6 +27,7 @@ from compress.scripts.lib.report_data import (
     won_back,
     words,
 )
+from compress.scripts.lib.secrets import masked_text
 
 ADAM_BYTES = 16
 """Bytes a trained parameter takes: float32 weight, gradient and two moments."""
@@ -159,7 +160,7 @@ def _plan(
     config: Mapping[str, Any], *, data: Any, teacher: Any | None, student: Any
 ) -> list[tuple[str, str]]:
     rows = [
-        ("teacher", "none" if teacher is None else _parameters(teacher)),
+        ("teacher", _elsewhere(config) if teacher is None else _parameters(teacher)),
         ("student", _parameters(student)),
     ]
     callbacks = pick(config, "callbacks")
@@ -200,6 +201,19 @@ def _parameters(model: Any) -> str:
     held = bytes_text(sum(_held(t) for t in tensors))
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in tensors})
     return f"{count / 1e6:,.2f}M parameters, {held} as {' and '.join(kinds)}"
+
+
+def _elsewhere(config: Mapping[str, Any]) -> str:
+    """What a teacher that is no module here is: a server's, a cache's, or none at all."""
+    host, path = (str(pick(config, f"teacher.{key}") or "") for key in ("host", "path"))
+    callbacks = pick(config, "callbacks")
+    asked = any("istillation" in str(c) for c in dict(callbacks or {}).values())
+    if not asked or host not in ("served", "cached"):
+        return "none"
+    if host == "cached":
+        return f"cached: {pick(config, 'teacher.cache') or 'found by teacher, tokenizer and data'}"
+    name = pick(config, "teacher.served.model") or path
+    return masked_text(f"{name}, served by {pick(config, 'teacher.served.url')}")
 
 
 def _held(tensor: Any) -> int:

@@ -30,8 +30,8 @@ def last(report, *, encoding="utf-8", **settings) -> str:
 def first(config, **settings) -> str:
     console, stream = plain()
     data = SimpleNamespace(train=TinyData(rows=64), validation=TinyData(rows=8))
-    student, teacher = tiny_llama(), tiny_llama(layers=4)
-    first_table(config, data=data, teacher=teacher, student=student, console=console, **settings)
+    settings = {"teacher": tiny_llama(layers=4), **settings}
+    first_table(config, data=data, student=tiny_llama(), console=console, **settings)
     return printed(stream)
 
 
@@ -108,6 +108,15 @@ def test_the_least_memory_counts_adam_for_the_student_and_weights_for_the_teache
     student = sum(p.numel() for p in tiny_llama().parameters())
     teacher = sum(p.numel() for p in tiny_llama(layers=4).parameters())
     assert f"{(16 * student + 4 * teacher) / 1e3:.0f} kB and activations" in first({})
+
+
+def test_a_served_teacher_is_named_without_its_key():
+    served = {"url": "https://me:hunter2@host:8000", "model": "big"}
+    logits = {"_target_": "compress.callbacks.LogitsDistillation"}
+    config = {"teacher": {"host": "served", "served": served}, "callbacks": {"logits": logits}}
+    text = first(config, teacher=None)
+    assert "big, served by https://" in text and "hunter2" not in text
+    assert "none" in first({**config, "callbacks": {}}, teacher=None)
 
 
 def test_quiet_prints_nothing():
