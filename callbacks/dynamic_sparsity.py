@@ -11,6 +11,7 @@ from compress.callbacks.base import CompressionCallback
 from compress.callbacks.run_length import run_length
 from compress.callbacks.structured_pruning import StructuredPruning
 from compress.errors import BadInput
+from compress.history import kept
 from compress.schedule import Moment
 from compress.sparsify.dynamics import SparseLayers
 from compress.sparsify.settings import SparsitySettings
@@ -59,6 +60,7 @@ class DynamicSparsity(CompressionCallback):
         self.include, self.exclude = include, exclude
         self.history: list[dict[str, Any]] = []
         self.sparse: SparseLayers | None = None
+        self._newest: dict[str, Any] | None = None
         self._gradients: dict[str, Tensor] = {}
         self._optimizers: list[torch.optim.Optimizer] = []
 
@@ -82,8 +84,9 @@ class DynamicSparsity(CompressionCallback):
             optimizer_step, gradients=self._gradients, optimizers=self._optimizers
         )
         self._gradients = {}
+        self._newest = record
         if record:
-            self.history.append(record)
+            self.history = kept(self.history, record)
 
     def compress_at_once(self, student: nn.Module, dataset: Any) -> None:
         """The final masks, from the weights as they are."""
@@ -110,9 +113,9 @@ class DynamicSparsity(CompressionCallback):
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Logs each update of the masks."""
-        known = len(self.history)
+        self._newest = None
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
-        for record in self.history[known:]:
+        if record := self._newest:
             prefix = f"sparsity{self.name}"
             for key in ("density", "churn", "explored", "dead_neurons"):
                 pl_module.log(f"{prefix}/{key}", float(record[key]))
@@ -120,7 +123,7 @@ class DynamicSparsity(CompressionCallback):
                 pl_module.log(f"{prefix}/density/{layer}", values["density"])
 
     def report(self) -> dict[str, Any]:
-        """What report.json shows: one record an update, over all and by layer."""
+        """What report.json shows: records of updates, over all and by layer."""
         asked = {
             "pattern": self.settings.pattern,
             "growth": self.settings.growth,

@@ -7,6 +7,7 @@ from torch import nn
 
 from compress.callbacks.base import CompressionCallback
 from compress.callbacks.run_length import run_length
+from compress.history import kept
 from compress.prune.build import calibration_batches
 from compress.prune.channel_masks import ChannelMask, apply_plan, attach_channel_masks
 from compress.prune.importance import check_criterion, measure
@@ -103,7 +104,7 @@ class StructuredPruning(CompressionCallback):
         scores = measure(student, self.structure, self._batches, criterion=self.importance)
         self.plan = self._agree(make_plan(self.structure, scores, sizes))
         apply_plan(student, self.structure, self.plan, self.masks)
-        self.history.append({"step": step, **widths_of(self.plan)})
+        self.history = kept(self.history, {"step": step, **widths_of(self.plan)})
 
     def compress_at_once(self, student: nn.Module, dataset: Any) -> None:
         """The final sizes, from the weights as they are."""
@@ -116,7 +117,7 @@ class StructuredPruning(CompressionCallback):
         return student if self.plan is None else shrink(student, self.plan)
 
     def report(self) -> dict[str, Any]:
-        """What report.json shows: widths at each update."""
+        """What report.json shows: widths at its updates."""
         last = self.history[-1] if self.history else {}
         return {"pruning" + self.name: {"importance": self.importance, **last,
                                         "history": self.history}}  # fmt: skip

@@ -63,12 +63,25 @@ def compose(words: list[str], *, primary: str = "train") -> Any:
         except RecursionError as error:
             raise BadInput("the configuration refers to itself without end") from error
     _check_missing(config)
-    plain = OmegaConf.to_container(config)
+    check_values(OmegaConf.to_container(config), defaults, words)
+    return config
+
+
+def check_values(plain: Any, defaults: Any, words: list[str]) -> None:
+    """Refuse values of a kind that their setting does not take, and what no recipe may name.
+
+    Args:
+        plain: the whole configuration, resolved.
+        defaults: the same as the recipe files say it.
+        words: of the command line: what they switch on, the user has switched on.
+
+    Raises:
+        BadInput: every problem of the first sort that has any.
+    """
     check_kinds(plain, defaults)
     check_callback_settings(plain["callbacks"], recipes_folder() / "callbacks")
     check_switches(plain, words)
-    check_targets(plain, list(config.allow_modules))
-    return config
+    check_targets(plain, list(plain["allow_modules"]))
 
 
 @contextmanager
