@@ -2,10 +2,11 @@
 
     COMPRESS_TEST_DATA=DIR python benchmarks/sparsity_table.py out=docs/results/NAME.json
 
-Dense model, teacher and starting point are `stories.adapted()`; all arms train equally long, with
-equal data and learning rate, the dense one too. Finished arms are kept in the cache, so that a
-stopped run goes on; several processes may share the work by `seeds=`. `only=SET,RigL` takes some
-rows alone.
+Dense model, teacher and starting point are `stories.adapted()`; with `subject=embedded` the dense
+student of the default recipe (three of its teacher's six layers), trained by labels alone. All
+arms train equally long, with equal data and learning rate, the dense one too. Finished arms are
+kept in the cache, so that a stopped run goes on; several processes may share the work by `seeds=`.
+`only=SET,RigL` takes some rows alone.
 """
 
 import copy
@@ -15,6 +16,7 @@ import shlex
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import stories
 
 DEFAULTS = {"seeds": "0,1,2", "steps": "300", "batch": "8", "learning_rate": "1e-3",
-            "densities": "0.5,0.3,0.2,0.1,0.05", "rows": "256", "only": "", "out": ""}  # fmt: skip
+            "densities": "0.5,0.3,0.2,0.1,0.05", "rows": "256", "only": "", "out": "",
+            "subject": "stories260k"}  # fmt: skip
 WAYS: dict[str, dict[str, Any]] = {
     "static magnitude": {"growth": "none"},
     "SET": {"growth": "random", "share": 0.1, "every": 0.1},
@@ -40,6 +43,53 @@ SHORT = (
 )
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is made sparse, and its token rows."""
+
+    dense: Any
+    train_rows_RL: torch.Tensor
+    held_out_RL: torch.Tensor
+    key: Any
+    said: str
+
+
+def stories260k() -> Subject:
+    """The real Llama."""
+    said = (
+        f"Subject, start and teacher: stories260k after {stories.ADAPT['steps']} steps on "
+        "lower-cased stories."
+    )
+    return Subject(
+        stories.adapted(), stories.rows("train"), stories.rows("valid"), stories.ADAPT, said
+    )
+
+
+def embedded() -> Subject:
+    """The dense student of the default recipe, before training; its teacher from the cache."""
+    from compress.checkpoint_student import student_from_checkpoint
+    from compress.scripts.lib.build import build_data, cache_folder, teacher_folder
+    from compress.scripts.lib.config import compose
+
+    config = compose(["recipe=distill_qat"])
+    data = build_data(config, None)
+    folder = teacher_folder(config, data, metrics=cache_folder() / "teacher.jsonl")
+    assert folder is not None, "the recipe has a teacher"
+    student = student_from_checkpoint(folder, layers=config.student.layers)
+    train, held_out = (
+        torch.stack([torch.as_tensor(row["input_ids"]) for row in part])
+        for part in (data.train, data.validation)
+    )
+    said = (
+        f"Subject and start: {config.student.layers} of the {config.teacher.layers} layers of the "
+        f"embedded default's teacher, trained by labels alone on rows of {train.shape[1]} tokens."
+    )
+    return Subject(student, train, held_out, folder.name, said)
+
+
+SUBJECTS = {"stories260k": stories260k, "embedded": embedded}
+
+
 class Table:
     """Measures arms, each once: what is known is read from the cache."""
 
@@ -47,16 +97,16 @@ class Table:
         self.words = words
         self.steps, self.batch = int(words["steps"]), int(words["batch"])
         self.rate = float(words["learning_rate"])
-        self.dense = stories.adapted().eval()
-        self.train_rows = stories.rows("train")
-        self.rows = stories.rows("valid")[: int(words["rows"])]
+        self.subject = SUBJECTS[words["subject"]]()
+        self.dense, self.train_rows = self.subject.dense.eval(), self.subject.train_rows_RL
+        self.rows = self.subject.held_out_RL[: int(words["rows"])]
         self.kept = stories.cache_folder() / "sparsity_table.jsonl"
 
     def loss(self, arm: dict[str, Any], seed: int) -> float:
         """The loss of an arm, from the cache where it is known."""
         key = json.dumps({**arm, "seed": seed, "steps": self.steps, "batch": self.batch,
                           "rate": self.rate, "rows": self.words["rows"],
-                          "subject": stories.ADAPT}, sort_keys=True)  # fmt: skip
+                          "subject": self.subject.key}, sort_keys=True)  # fmt: skip
         lines = self.kept.read_text().splitlines() if self.kept.exists() else []
         known = {line["key"]: line["loss"] for line in map(json.loads, lines)}
         if key not in known:
@@ -124,13 +174,16 @@ class Table:
         return model
 
 
-def arms_of(densities: list[float]) -> list[tuple[str, float, dict[str, Any]]]:
-    """(way, density, arm) of every row."""
+def arms_of(words: dict[str, str]) -> list[tuple[str, float, dict[str, Any]]]:
+    """(way, density, arm) of every row; the 2:4 rows for the real Llama alone."""
+    densities = [float(density) for density in words["densities"].split(",")]
     arms = [
         (way, density, {"way": way, "settings": {**settings, "density": density}})
         for density in densities
         for way, settings in WAYS.items()
     ]
+    if words["subject"] != "stories260k":
+        return arms
     stands = {"growth": "none", "pattern": "2:4"}
     srste = {"growth": "magnitude", "decay": 2e-4, "pattern": "2:4"}
     rigl = {**WAYS["RigL"], "pattern": "2:4"}
@@ -149,11 +202,13 @@ def main() -> None:
     words = {**DEFAULTS, **dict(word.split("=", 1) for word in sys.argv[1:])}
     if unknown := words.keys() - DEFAULTS.keys():
         sys.exit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(DEFAULTS)}")
+    if words["subject"] not in SUBJECTS:
+        sys.exit(f"subject={words['subject']} is unknown; there are {', '.join(SUBJECTS)}")
     table, seeds = Table(words), [int(s) for s in words["seeds"].split(",")]
     dense = [table.loss({"way": "dense"}, seed) for seed in seeds]
     rows: list[list[Any]] = [["dense, trained alike", 1.0, *spread(dense), 1.0]]
     only = [word for word in words["only"].split(",") if word]
-    for way, density, arm in arms_of([float(d) for d in words["densities"].split(",")]):
+    for way, density, arm in arms_of(words):
         if only and way not in only:
             continue
         losses = [table.loss(arm, seed) for seed in seeds]
@@ -196,7 +251,7 @@ def verdicts(rows: list[list[Any]]) -> list[str]:
 def write(path: Path, rows: list[list[Any]], table: Table) -> None:
     """The results file."""
     facts = {
-        "title": "Dynamic sparse training of a real Llama",
+        "title": f"Dynamic sparse training: {table.words['subject']}",
         "question": "Do masks that move beat masks that stand, and what is left of the quality?",
         "command": "COMPRESS_TEST_DATA=... python benchmarks/sparsity_table.py "
         + shlex.join(sys.argv[1:]),
@@ -205,10 +260,9 @@ def write(path: Path, rows: list[list[Any]], table: Table) -> None:
         "columns": ["way", "density", "loss (nats/token)", "standard deviation", "kept"],
         "rows": rows,
         "notes": [
-            f"Subject, start and teacher: stories260k after {stories.ADAPT['steps']} steps on "
-            f"lower-cased stories. Every arm, the dense one too: {table.steps} steps of "
-            f"{table.batch} x {stories.LENGTH} tokens, AdamW at {table.rate:g}, cosine to 0; "
-            "labels alone, but for the last row (half the weight on the dense start's "
+            f"{table.subject.said} Every arm, the dense one too: {table.steps} steps of "
+            f"{table.batch} x {table.rows.shape[1]} tokens, AdamW at {table.rate:g}, cosine to 0; "
+            "labels alone, but for 2:4 + W8A8 + distillation (half the weight on the dense start's "
             "distributions, masks that stand). Masks on all linear layers but the head, uniform "
             "over layers; updates each 5 % of the run (SET and RigL: 10 %, a tenth exchanged) "
             "until 75 % (gradual: 50 %). Loss on 256 held-out rows; kept = exp(dense - loss); "
