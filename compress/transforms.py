@@ -165,12 +165,39 @@ def plain_state_dict(model: nn.Module, *, transformed: bool = True) -> dict[str,
     return state
 
 
-def as_factor(mask: Tensor) -> Tensor:
-    """A boolean mask as 0 and 1 in the same memory.
+def apply_mask(values: Tensor, mask: Tensor) -> Tensor:
+    """`values * mask`, its gradient likewise; the mask is boolean and broadcasts.
 
-    A CPU multiplies floats by booleans 3.6 times as slowly as by bytes; the product is the same.
+    A CPU multiplies floats by booleans 3.6 times as slowly as by bytes in the same memory, and
+    compiled code 14 times: there the product is an operator of its own, never fused.
 
-    >>> torch.tensor([2.0, 3.0]) * as_factor(torch.tensor([True, False]))
+    >>> apply_mask(torch.tensor([2.0, 3.0]), torch.tensor([True, False]))
     tensor([2., 0.])
     """
-    return mask.view(torch.int8)
+    if not torch.compiler.is_compiling():
+        return values * mask.view(torch.int8)
+    if values.device.type != "cpu":
+        return values * mask
+    product: Tensor = _apply_mask(values, mask.expand_as(values))
+    return product
+
+
+@torch.library.custom_op("compress::apply_mask", mutates_args=())
+def _apply_mask(values: Tensor, mask: Tensor) -> Tensor:
+    return values * mask.view(torch.int8)
+
+
+@_apply_mask.register_fake
+def _(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.empty_like(values)
+
+
+def _keep_mask(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _masked_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    return _apply_mask(gradient, *ctx.saved_tensors), None
+
+
+_apply_mask.register_autograd(_masked_gradient, setup_context=_keep_mask)

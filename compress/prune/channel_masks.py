@@ -13,7 +13,7 @@ from compress.transforms import (
     Stage,
     TransformRecord,
     WeightTransform,
-    as_factor,
+    apply_mask,
     attach_transform,
 )
 
@@ -38,7 +38,7 @@ class ChannelMask(WeightTransform):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight."""
-        return weight * as_factor(self.rows & self.columns)
+        return apply_mask(weight, self.rows & self.columns)
 
     def keep(self, *, rows: Sequence[int] | None, columns: Sequence[int] | None) -> None:
         """Keep these rows and columns alone; None keeps all."""

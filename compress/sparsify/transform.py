@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compress.sparsify.masks import Pattern, pack_bits, unpack_bits
-from compress.transforms import Stage, TransformRecord, WeightTransform, as_factor
+from compress.transforms import Stage, TransformRecord, WeightTransform, apply_mask
 
 MASKS = ("forward_mask", "backward_mask", "explored")
 
@@ -57,7 +57,7 @@ class MaskWeight(WeightTransform):
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight."""
         if self.learning_mask is self.forward_mask:
-            return weight * as_factor(self.forward_mask)
+            return apply_mask(weight, self.forward_mask)
         used: Tensor = _Mask.apply(weight, self.forward_mask, self.learning_mask, self.decay)  # type: ignore[no-untyped-call]
         return used
 
@@ -95,7 +95,7 @@ class _Mask(torch.autograd.Function):
         ctx: Any, weight: Tensor, used: Tensor, learning: Tensor | None, decay: float
     ) -> Tensor:
         ctx.decay = decay
-        masked = weight * as_factor(used)
+        masked = apply_mask(weight, used)
         # the layer keeps the masked weight for its own backward: it costs no memory here
         ctx.save_for_backward(learning, *((weight, masked) if decay else ()))
         return masked
@@ -108,4 +108,4 @@ class _Mask(torch.autograd.Function):
             # weight - masked is what is not used; two passes over floats are ten times as fast
             # as torch.where on a boolean mask
             gradient = torch.add(gradient, weight, alpha=ctx.decay).sub_(masked, alpha=ctx.decay)
-        return (gradient if learning is None else gradient * as_factor(learning)), None, None, None
+        return (gradient if learning is None else apply_mask(gradient, learning)), None, None, None

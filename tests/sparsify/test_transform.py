@@ -7,7 +7,7 @@ from torch import nn
 
 from compress.sparsify.masks import topk_mask
 from compress.sparsify.transform import MaskWeight
-from compress.transforms import Stage, WeightTransform, attach_transform, trained_weight
+from compress.transforms import Stage, WeightTransform, apply_mask, attach_transform, trained_weight
 
 
 class Int4Like(WeightTransform):
@@ -98,4 +98,15 @@ def test_a_mask_compiles_without_a_graph_break():
     trained_weight(layer).grad = None
     compiled(torch.ones(1, 8)).sum().backward()
     assert (trained_weight(layer).grad != 0).all()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_masks_equal_the_product_with_their_gradient(dtype):
+    values = torch.randn(3, 8, dtype=dtype).requires_grad_()
+    mask = torch.arange(8) % 3 == 0  # broadcasts
+    compiled = torch.compile(apply_mask, backend="aot_eager", fullgraph=True)(values, mask)
+    assert compiled.equal(values * mask) and compiled.dtype == dtype
+    compiled.sum().backward()
+    assert values.grad.equal(mask.to(dtype).expand_as(values))
     torch._dynamo.reset()
