@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 import torch
 from torch import nn
 
