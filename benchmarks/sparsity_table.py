@@ -33,6 +33,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "SET": {"growth": "random", "share": 0.1, "every": 0.1},
     "RigL": {"growth": "gradient", "share": 0.1, "every": 0.1},
     "SR-STE": {"growth": "magnitude", "decay": 2e-4},
+    "SR-STE, decay 5": {"growth": "magnitude", "decay": 5.0},
     "gradual magnitude": {"growth": "magnitude", "schedule": "cubic", "stop": 0.5, "decay": 2e-4},
 }
 TWO_IN_FOUR = "2:4 + W8A8 + distillation"
@@ -186,10 +187,12 @@ def arms_of(words: dict[str, str]) -> list[tuple[str, float, dict[str, Any]]]:
         return arms
     stands = {"growth": "none", "pattern": "2:4"}
     srste = {"growth": "magnitude", "decay": 2e-4, "pattern": "2:4"}
+    strong = {**srste, "decay": 5.0}
     rigl = {**WAYS["RigL"], "pattern": "2:4"}
     arms += [
         ("2:4 static magnitude", 0.5, {"way": "2:4", "settings": stands}),
         ("2:4 SR-STE", 0.5, {"way": "2:4", "settings": srste}),
+        ("2:4 SR-STE, decay 5", 0.5, {"way": "2:4", "settings": strong}),
         ("2:4 RigL", 0.5, {"way": "2:4", "settings": rigl}),
         (TWO_IN_FOUR, 0.5, {"way": TWO_IN_FOUR, "settings": stands, "label_weight": 0.5}),
     ]  # fmt: skip
