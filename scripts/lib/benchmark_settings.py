@@ -1,5 +1,6 @@
 """What can be wrong with a benchmark's settings, found before anything heavy is imported."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,10 @@ def checked(settings: dict[str, Any]) -> list[str]:
     if engine in INSTALL:
         module, command = INSTALL[engine]
         problems += check_installed(module, f"engine={engine}", command)
-    if engine in ("vllm", "server") and not Path(settings["python"]).exists():
-        problems.append(
-            f"engine={engine} needs vLLM, and there is no {settings['python']}: make test-serving "
-            "makes it; on a GPU: python -m venv .venv-serve && .venv-serve/bin/pip install vllm"
-        )
-    if engine == "server" and settings["generator"] not in ("vllm", "guidellm"):
-        problems.append(f"generator={settings['generator']}: use vllm or guidellm")
+    if engine == "vllm" or (engine == "server" and not settings["url"]):
+        problems += _without_vllm(settings)
+    if engine == "server":
+        problems += _server_problems(settings)
     for key in ("requests", "rounds", "threads", "timeout"):
         if settings[key] < 1:
             problems.append(f"{key}={settings[key]}: must be at least 1")
@@ -50,6 +48,44 @@ def checked(settings: dict[str, Any]) -> list[str]:
     if not settings["concurrency"] and not settings["rates"]:
         problems.append("nothing to run: give concurrency=[1] or rates=[1]")
     return problems
+
+
+def _without_vllm(settings: dict[str, Any]) -> list[str]:
+    if Path(settings["python"]).exists():
+        return []
+    return [
+        f"engine={settings['engine']} needs vLLM, and there is no {settings['python']}: "
+        "make test-serving makes it; on a GPU: python -m venv .venv-serve && "
+        ".venv-serve/bin/pip install vllm"
+    ]
+
+
+def _server_problems(settings: dict[str, Any]) -> list[str]:
+    from compress.scripts.lib.benchmark_server import GENERATORS
+
+    name, problems = settings["generator"], []
+    if name not in GENERATORS:
+        hint = did_you_mean(name, list(GENERATORS))
+        problems.append(f"generator={name} is unknown.{hint} There are: {', '.join(GENERATORS)}")
+    elif missing := GENERATORS[name].missing(settings):
+        problems.append(f"generator={name} is not installed: {missing}")
+    if settings["url"] and settings["baseline"]:
+        problems.append("url= names one server: measure the baseline's in a run of its own")
+    for arm in ("model", "baseline"):
+        if settings[arm] and _classifies(Path(settings[arm])):
+            problems.append(
+                f"{arm}={settings[arm]} writes no tokens, and load generators ask for them: "
+                "use engine=vllm"
+            )
+    return problems
+
+
+def _classifies(folder: Path) -> bool:
+    try:
+        names = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+    except (OSError, ValueError):  # told better by what reads it in earnest
+        return False
+    return str(names[0]).endswith("ForSequenceClassification")
 
 
 def length_range(key: str, value: Any) -> tuple[tuple[int, int], str | None]:

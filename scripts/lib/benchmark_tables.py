@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from compress.evaluate.models import weight_bytes
 from compress.scripts.lib.tables import _console, _say, _table
 
 ARMS = ("model", "baseline")
@@ -22,7 +23,8 @@ def print_run(run: dict[str, Any]) -> None:
             table.add_row(name, *_cells(run[name]))
     console.print(table)
     for name, ratio in run.get("ratios", {}).items():
-        said = f"{ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+        ends = f" [{ratio['low']:.3f}, {ratio['high']:.3f}]" if "low" in ratio else ""
+        said = f"{ratio['value']:.3f}{ends}"
         console.print(_say(console, f"{name}, model / baseline: {said}"))
 
 
@@ -60,3 +62,11 @@ def load_plot(result: dict[str, Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def size_of(path: str) -> int | None:
+    """Bytes of a model's weight files; None for a name on the hub."""
+    place = Path(path)
+    if not place.exists():
+        return None
+    return weight_bytes(place if place.is_dir() else place.parent)

@@ -1,141 +1,201 @@
-"""Command lines of existing load generators, and their figures in our words.
+"""What the load generators of servers have in common: the requests, and how one is run.
 
-GuideLLM's are those of 0.8 (`guidellm run`); earlier versions had another command line.
+`load_vllm`, `load_guidellm` and `load_mlperf` each know one generator's command line and figures.
+All send the same requests: their lengths are drawn here, and their prompts lie in one file.
 """
 
-import shutil
+import json
+import os
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compress.errors import BadInput, CompressError
+from compress.evaluate.latency import Record
+from compress.evaluate.workload import draw_lengths, read_lengths
 
-GUIDELLM = "pip install 'guidellm>=0.8'"
-
-# its command line asks for metadata of a package named vllm, which repackagings lack
-BENCH = (
-    "from vllm.utils.argparse_utils import FlexibleArgumentParser as P; "
-    "from vllm.benchmarks.serve import add_cli_args, main; "
-    "p = P(); add_cli_args(p); main(p.parse_args())"
-)
+PROMPTS_FILE = "prompts.jsonl"
+Figures = tuple[dict[str, Any], list[Record]]
+"""A run's figures in our words, and its requests, in the order in which they were listed."""
 
 
 class ServerFailed(CompressError):
     """The server is down, refuses, or stalls."""
 
 
-def vllm_command(
-    url: str, model: str, load: dict[str, Any], settings: dict[str, Any], file: Path
-) -> list[str]:
-    """`vllm bench serve` with random prompts of the range's mean length and its spread."""
-    low, high = settings["prompt_tokens"]
-    mean = (low + high) // 2
-    words = {
-        "--backend": "openai", "--base-url": url, "--endpoint": "/v1/completions",
-        "--model": model, "--served-model-name": model, "--dataset-name": "random",
-        "--random-input-len": mean, "--random-output-len": max(settings["new_tokens"][1], 1),
-        "--random-range-ratio": round((high - low) / (high + low), 3),
-        "--num-prompts": settings["requests"], "--num-warmups": settings["warm_up"],
-        "--seed": settings["seed"], "--percentile-metrics": "ttft,tpot,itl,e2el",
-        "--metric-percentiles": "50,95,99", "--result-dir": file.parent,
-        "--result-filename": file.name, "--request-rate": load.get("rate", "inf"),
-    }  # fmt: skip
-    if settings["model"]:
-        words["--tokenizer"] = str(Path(settings["model"]).absolute())
-    if "concurrency" in load:
-        words["--max-concurrency"] = load["concurrency"]
-    flat = [str(part) for pair in words.items() for part in pair]
-    return [settings["python"], "-c", BENCH, *flat, "--save-result", "--ignore-eos",
-            "--disable-tqdm"]  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A server under load.
+
+    Args:
+        url: where it listens.
+        model: the name under which it offers the model.
+        tokenizer: a folder, or a name on the hub.
+    """
+
+    url: str
+    model: str
+    tokenizer: str
 
 
-def vllm_figures(found: dict[str, Any], url: str) -> dict[str, Any]:
-    """What `vllm bench serve` wrote.
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """One generator.
+
+    Args:
+        command: (target, load, settings, folder) -> a command line that leaves its files in
+            `folder`, where the prompts lie.
+        read: (folder, url) -> figures.
+        missing: settings -> how to install it; None where it is there.
+    """
+
+    command: Callable[[Target, dict[str, Any], dict[str, Any], Path], list[str]]
+    read: Callable[[Path, str], Figures]
+    missing: Callable[[dict[str, Any]], str | None]
+
+
+def drawn_lengths(settings: dict[str, Any]) -> list[tuple[int, int]]:
+    """Prompt and new tokens of each request, from the range or the file of lengths."""
+    if settings["lengths"]:
+        found = read_lengths(settings["lengths"], settings["requests"])
+    else:
+        found = draw_lengths(
+            settings["requests"], prompt=settings["prompt_tokens"], new=settings["new_tokens"],
+            seed=settings["seed"],
+        )  # fmt: skip
+    return [(prompt, max(new, 1)) for prompt, new in found]
+
+
+def write_prompts(
+    folder: Path, *, tokenizer: str, lengths: Sequence[tuple[int, int]], seed: int
+) -> None:
+    """Random texts of these lengths, one a line, in the columns that generators read.
 
     Raises:
-        ServerFailed: no request was answered.
+        BadInput: the tokenizer does not load.
     """
-    if not found.get("completed"):
-        raise ServerFailed(f"{url} refuses: none of the requests was answered")
+    import numpy as np
+    from transformers import AutoTokenizer
 
-    def spread(kind: str) -> dict[str, float]:
-        names = {"mean": f"mean_{kind}_ms", **{f"p{q}": f"p{q}_{kind}_ms" for q in (50, 95, 99)}}
-        return {name: float(found[key]) for name, key in names.items() if key in found}
+    from compress.export.reload import quiet
 
-    return {
-        "requests": found["completed"], "failed": found.get("failed", 0),
-        "first_token_ms": spread("ttft"), "per_token_ms": spread("tpot"),
-        "latency_ms": spread("e2el"), "tokens_per_second": found["output_throughput"],
-        "requests_per_second": found["request_throughput"],
-    }  # fmt: skip
-
-
-def guidellm_command(
-    url: str, model: str, load: dict[str, Any], settings: dict[str, Any], file: Path
-) -> list[str]:
-    """`guidellm run` with the same load.
-
-    Raises:
-        BadInput: it is not installed.
-    """
-    program = shutil.which("guidellm") or str(Path(settings["python"]).with_name("guidellm"))
-    if not Path(program).exists():
-        raise BadInput(f"generator=guidellm is not installed: {GUIDELLM}")
-    low, high = settings["prompt_tokens"]
-    tokenizer = str(Path(settings["model"]).absolute()) if settings["model"] else model
-    kind = (
-        {"kind": "concurrent", "streams": load["concurrency"]}
-        if "concurrency" in load
-        else {"kind": "poisson", "rate": load["rate"]}
-    )
-    parts = {
-        "--backend": {"kind": "openai_http", "target": url, "model": model},
-        "--profile": kind,
-        "--constraint": {"kind": "max_requests", "count": settings["requests"]},
-        "--data": {"kind": "synthetic_text", "prompt_tokens": (low + high) // 2,
-                   "prompt_tokens_min": low, "prompt_tokens_max": high,
-                   "output_tokens": max(settings["new_tokens"][1], 1)},
-        "--tokenizer": {"kind": "hf_auto", "model": tokenizer},
-        "--output": {"kind": "json", "path": file},
-    }  # fmt: skip
-    words = [w for option, pairs in parts.items() for w in (option, _pairs(pairs))]
-    return [program, "run", *words, "--disable-console"]
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    return ",".join(f"{key}={value}" for key, value in values.items())
-
-
-def guidellm_figures(found: dict[str, Any], url: str) -> dict[str, Any]:
-    """What `guidellm run` wrote of its one benchmark; its latencies are in seconds.
-
-    Raises:
-        ServerFailed: no request was answered, or the file is of another version.
-    """
     try:
-        metrics = found["benchmarks"][0]["metrics"]
-        latency = metrics["request_latency"]["successful"]
-        answered = int(latency["count"])
-    except (KeyError, IndexError, TypeError) as error:
+        with quiet():
+            words = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{tokenizer} has no tokenizer, which prompts need: {reason}") from error
+    draw = np.random.default_rng(seed)
+    usual = _whole_words(words, draw)
+    lines = []
+    for number, (prompt, new) in enumerate(lengths):
+        text, count = _text(words, lambda n: draw.choice(usual, n).tolist(), prompt)
+        lines.append({"prompt": text, "output_tokens": new, "output_tokens_count": new,
+                      "prompt_tokens_count": count, "number": number})  # fmt: skip
+    (folder / PROMPTS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _whole_words(words: Any, draw: Any, *, pool: int = 4096) -> list[int]:
+    """Tokens that begin a word and are read back as they were written: they do not merge."""
+    ids = sorted(set(range(len(words))) - set(words.all_special_ids))
+    some = draw.choice(ids, min(pool, len(ids)), replace=False).tolist()
+    starts = [i for i, t in zip(some, words.convert_ids_to_tokens(some), strict=True)
+              if t.startswith(("\u0120", "\u2581"))]  # fmt: skip
+    for found in (starts, some):
+        texts = [words.decode([i]) for i in found]
+        read = words(texts, add_special_tokens=False)["input_ids"] if texts else []
+        same = [i for i, back in zip(found, read, strict=True) if back == [i]]
+        if same:
+            return same
+    return some
+
+
+def _text(words: Any, draw: Callable[[int], list[int]], length: int) -> tuple[str, int]:
+    """A text of about `length` tokens; decoded tokens may merge when they are read again."""
+    ids: list[int] = []
+    for _ in range(8):
+        ids = [*ids, *draw(max(length - len(ids), 0))][:length]
+        text = words.decode(ids)
+        ids = words(text, add_special_tokens=False)["input_ids"]
+        if len(ids) == length:
+            break
+    return text, len(ids)
+
+
+def warm_up(target: Target, folder: Path, *, count: int, timeout: float) -> None:
+    """Ask for the first `count` prompts, one after the other: what is refused is told at once.
+
+    Raises:
+        ServerFailed: the server is down, refuses (with its words), or stalls.
+    """
+    for line in (folder / PROMPTS_FILE).read_text().splitlines()[:count]:
+        job = json.loads(line)
+        asked = {"model": target.model, "prompt": job["prompt"], "max_tokens": job["output_tokens"]}
+        request = urllib.request.Request(
+            f"{target.url}/v1/completions", data=json.dumps(asked).encode(),
+            headers={"Content-Type": "application/json"},
+        )  # fmt: skip
+        with server_errors(target.url, seconds=timeout):
+            urllib.request.urlopen(request, timeout=timeout).read()
+
+
+@contextmanager
+def server_errors(url: str, *, seconds: float) -> Iterator[None]:
+    """What can happen to a request, as `ServerFailed`: down, refusing, stalling are told apart."""
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace").strip()[:300]
+        raise ServerFailed(f"{url} refuses: HTTP {error.code} {error.reason} {said}") from error
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            raise ServerFailed(f"{url} stalls: no answer within {seconds} s") from error
+        raise ServerFailed(f"{url} is down: {reason}") from error
+
+
+def run_command(command: Sequence[str], *, url: str, timeout: float) -> None:
+    """A generator's run to its end; with it end the processes that it started.
+
+    Raises:
+        ServerFailed: it fails, with its last words, or does not end in time.
+    """
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={"HF_HUB_OFFLINE": "1", **kept}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired as error:
         raise ServerFailed(
-            f"guidellm wrote no such figures ({error!r}); this reads version 0.8: {GUIDELLM}"
+            f"{url} stalls: the load did not end within timeout={timeout} s"
         ) from error
-    if not answered:
-        raise ServerFailed(f"{url} refuses: none of the requests was answered")
+    finally:
+        end_group(process)
+    if process.returncode:
+        last = " | ".join(said.strip().splitlines()[-4:])
+        raise ServerFailed(f"the load generator failed on {url}: {last}")
 
-    def spread(values: dict[str, Any], factor: float = 1.0) -> dict[str, float]:
-        ends = {f"p{q}": values["percentiles"][f"p{q}"] for q in (50, 95, 99)}
-        return {k: float(v) * factor for k, v in {"mean": values["mean"], **ends}.items()}
 
-    def of(name: str) -> dict[str, Any]:
-        told: dict[str, Any] = metrics[name]["successful"]
-        return told
+def end_group(process: "subprocess.Popen[str]", *, patience: float = 0.0) -> None:
+    """End a process that leads a group, and whatever it started and left."""
+    if patience and process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=patience)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
-    return {
-        "requests": answered,
-        "failed": int(metrics["request_latency"].get("errored", {}).get("count", 0)),
-        "first_token_ms": spread(of("time_to_first_token_ms")),
-        "per_token_ms": spread(of("inter_token_latency_ms")),
-        "latency_ms": spread(latency, 1000.0),
-        "tokens_per_second": float(of("output_tokens_per_second")["mean"]),
-        "requests_per_second": float(of("requests_per_second")["mean"]),
-    }
+
+def none_answered(url: str, reason: str = "") -> ServerFailed:
+    """The error where every request failed."""
+    because = f": {reason}" if reason else ""
+    return ServerFailed(f"{url} refuses: none of the requests was answered{because}")
