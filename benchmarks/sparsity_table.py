@@ -6,7 +6,7 @@ Dense model, teacher and starting point are `stories.adapted()`; with `subject=e
 student of the default recipe (three of its teacher's six layers), trained by labels alone. All
 arms train equally long, with equal data and learning rate, the dense one too. Finished arms are
 kept in the cache, so that a stopped run goes on; several processes may share the work by `seeds=`.
-`only=SET,RigL` takes some rows alone.
+`"only=SET;RigL"` takes some rows alone.
 """
 
 import copy
@@ -210,7 +210,7 @@ def main() -> None:
     table, seeds = Table(words), [int(s) for s in words["seeds"].split(",")]
     dense = [table.loss({"way": "dense"}, seed) for seed in seeds]
     rows: list[list[Any]] = [["dense, trained alike", 1.0, *spread(dense), 1.0]]
-    only = [word for word in words["only"].split(",") if word]
+    only = [word for word in words["only"].split(";") if word]
     for way, density, arm in arms_of(words):
         if only and way not in only:
             continue
