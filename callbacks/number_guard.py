@@ -96,37 +96,42 @@ class NumberGuard(CompressionCallback):
             return  # what is NaN stays NaN; ranks agree where their gradients were summed
         losses, self._losses = self._losses, []
         loss = sum(losses)
-        problem = self._problem(trainer, pl_module, loss)
-        bad = problem is not None
-        if trainer.world_size > 1:
-            bad = trainer.strategy.reduce_boolean_decision(bad, all=False)
-        if bad:
-            self._act(trainer, pl_module, problem or "another rank found a fault")
-        else:
+        problem, unexplained = self._problem(trainer, pl_module, loss)
+        if not _on_any_rank(trainer, problem is not None):
             self.losses_seen = [*self.losses_seen, loss][-WINDOW:]
+            return
+        if _on_any_rank(trainer, unexplained):
+            # on all ranks: the forward pass of a sharded student needs every one
+            why = self._why(trainer, pl_module)
+            problem = problem and f"{problem}; {why}"
+        self._act(trainer, pl_module, problem or "another rank found a fault")
 
-    def _problem(self, trainer: Trainer, pl_module: LightningModule, loss: float) -> str | None:
+    def _problem(
+        self, trainer: Trainer, pl_module: LightningModule, loss: float
+    ) -> tuple[str | None, bool]:
+        """What is wrong, and whether its source is to be sought."""
         if not math.isfinite(loss):
-            return self._why(trainer, pl_module, f"the loss is {loss}")
+            return f"the loss is {loss}", True
         # fp16 meets infinite gradients by design: its loss scaler skips those steps
         gradients = [] if trainer.precision == "16-mixed" else bad_gradients(pl_module.student)
         if gradients:
             what = (
                 f"the gradients of {len(gradients)} parameters ({_first(gradients)}) are no numbers"
             )
-            return self._why(trainer, pl_module, what)
+            return what, True
         if is_spike(loss, self.losses_seen, factor=self.spike_factor):
-            return f"the loss is {loss:.4g}, above {self.spike_factor:g} times the median before"
-        return None
+            what = f"the loss is {loss:.4g}, above {self.spike_factor:g} times the median before"
+            return what, False
+        return None, False
 
-    def _why(self, trainer: Trainer, pl_module: LightningModule, what: str) -> str:
-        """Adds the terms, the weights and the layer at fault."""
+    def _why(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        """The terms, the weights and the layer at fault."""
         terms = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
         bad_terms = [k.removeprefix("train/") for k, v in terms.items() if not math.isfinite(v)]
         bad_terms = [name for name in bad_terms if name != "loss"]
         weights = bad_weights(pl_module.student)
         layer = first_bad_module(pl_module.student, self._batch)
-        parts = [what]
+        parts = []
         if bad_terms:
             parts.append(f"loss terms at fault: {', '.join(bad_terms)}")
         if weights:
@@ -188,6 +193,12 @@ class NumberGuard(CompressionCallback):
         """Goes on with them."""
         super().load_state_dict(state_dict)
         self.losses_seen, self.faults = list(state_dict["losses"]), list(state_dict["faults"])
+
+
+def _on_any_rank(trainer: Trainer, here: bool) -> bool:
+    if trainer.world_size == 1:
+        return here
+    return bool(trainer.strategy.reduce_boolean_decision(here, all=False))
 
 
 def _first(names: list[str]) -> str:

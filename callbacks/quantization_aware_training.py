@@ -15,6 +15,7 @@ from compress.quantize.adapters import adapt
 from compress.quantize.budget import cheapest_plan
 from compress.quantize.sensitivity import BUDGET_SCHEMES, measure_sensitivity
 from compress.quantize.switches import check_settings, freeze_scales, mark_frozen, set_enabled
+from compress.sharding import whole_weights
 from compress.targets import as_patterns
 
 
@@ -148,7 +149,8 @@ class QuantizationAwareTraining(CompressionCallback):
     def initialise(self, student: nn.Module, dataset: Any) -> None:
         """Scales from the present weights and from calibration rows: post-training quantisation."""
         if self._started or self.start_step == 0:
-            calibration = start(student, dataset, **self.start_settings)
+            with whole_weights(student):
+                calibration = start(student, dataset, **self.start_settings)
             self._facts["calibration"] = calibration.as_dict()
 
     def compress_at_once(self, student: nn.Module, dataset: Any) -> None:
@@ -176,7 +178,8 @@ class QuantizationAwareTraining(CompressionCallback):
         if not self._started and optimizer_step >= self.start_step:
             self.compress_at_once(student, self._data)
         if not self._frozen and optimizer_step >= self.freeze_step:
-            freeze_scales(student)
+            with whole_weights(student):
+                freeze_scales(student)
             self._frozen = True
 
     def state_dict(self) -> dict[str, Any]:

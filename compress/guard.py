@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compress.contract import Batch
 from compress.errors import CompressError
+from compress.sharding import local
 
 FEWEST_FOR_SPIKES = 8
 """Losses that must be known before one can be called a spike."""
@@ -27,10 +28,13 @@ class NumbersFailed(CompressError):
 def not_finite(named: Iterable[tuple[str, Tensor | None]]) -> list[str]:
     """Names of the tensors that hold NaN or an infinity; one pass over all where none does.
 
+    Of sharded tensors this rank's share is looked at.
+
     >>> not_finite([("a", torch.ones(2)), ("b", torch.tensor([1.0, float("nan")])), ("c", None)])
     ['b']
     """
-    pairs = [(name, t.detach()) for name, t in named if t is not None and _is_checked(t)]
+    held = [(name, local(t.detach())) for name, t in named if t is not None]
+    pairs = [(name, t) for name, t in held if _is_checked(t)]
     if not pairs:
         return []
     # the largest magnitude: a sum of squares would overflow where every number is sound

@@ -53,13 +53,24 @@ def head_of(model: nn.Module) -> nn.Module:
     return head
 
 
-def trace_causal_lm(model: nn.Module, batch: Batch) -> Trace:
-    """One forward pass that stops before the head: logits are made later, in chunks."""
+PASS = "_compress_pass"
+"""Where a sharded model keeps its `backbone_pass`, with the gathering of its weights around it."""
+
+
+def backbone_pass(model: nn.Module, batch: Batch) -> Tensor:
+    """The last hidden states of one forward pass."""
     output = backbone_of(model)(
         input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"), use_cache=False
     )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def trace_causal_lm(model: nn.Module, batch: Batch) -> Trace:
+    """One forward pass that stops before the head: logits are made later, in chunks."""
+    gathering = model.__dict__.get(PASS)
+    hidden = backbone_pass(model, batch) if gathering is None else gathering(batch)
     head = head_of(model)
-    hidden = output.last_hidden_state
     if hasattr(head, INPUT_QUANTIZER):
         hidden = head.get_submodule(INPUT_QUANTIZER)(hidden)
     used = Head(weight_VH=head.weight, bias_V=head.bias)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compress.contract import Batch
 from compress.errors import BadInput, did_you_mean
 from compress.prune.structure import Structure
+from compress.sharding import gathered, whole_weights
 from compress.transforms import Stage, trained_weight, weight_before
 
 CRITERIA = ("l1", "activation", "taylor")
@@ -70,7 +71,7 @@ def taylor_importance(model: nn.Module, structure: Structure) -> Importance:
         weight = trained_weight(layer)
         if weight.grad is None:
             raise BadInput("importance=taylor reads gradients, but backward has not run")
-        return weight.grad.float() * weight.float()
+        return gathered(weight.grad).float() * gathered(weight).float()
 
     return _by_weights(model, structure, products, signed=True)
 
@@ -184,7 +185,8 @@ def measure(
     if criterion == "taylor":
         model.zero_grad()
     elif criterion == "l1":
-        total = l1_importance(model, structure)
+        with whole_weights(model):
+            total = l1_importance(model, structure)
     else:
         total = watch.sums
     total.layers = watch.sums.layers

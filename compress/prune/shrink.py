@@ -17,6 +17,7 @@ from compress.prune.cuts import Cut, cuts_of
 from compress.prune.importance import Importance
 from compress.prune.plan import Indices, PrunePlan, PruneSizes, make_plan
 from compress.prune.structure import Structure, structure_of
+from compress.sharding import whole_weights
 from compress.transforms import (
     INPUT_QUANTIZER,
     KV_QUANTIZER,
@@ -76,7 +77,8 @@ def check_cuts(model: nn.Module, structure: Structure, sizes: PruneSizes) -> Non
     for part in fields(scores):
         values = getattr(scores, part.name)
         values.copy_(torch.rand(values.shape, generator=generator))
-    _carried(model, cuts_of(model, structure, make_plan(structure, scores, sizes)))
+    with whole_weights(model):
+        _carried(model, cuts_of(model, structure, make_plan(structure, scores, sizes)))
 
 
 def shrunk_config(config: Any, structure: Structure, plan: PrunePlan) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.sharding import gathered, write
 from compress.sparsify.budgets import erk_densities, uniform_densities
 from compress.sparsify.growth import random_scores, regrow
 from compress.sparsify.live import Live
@@ -92,8 +93,9 @@ class SparseLayers:
         for name, layer in self.layers.items():
             gradient = trained_weight(layer).grad
             if gradient is not None:
-                taken[name] = gradient.abs()
-                gradient.mul_(self.masks[name].forward_mask)
+                whole = gathered(gradient)
+                taken[name] = whole.abs()
+                write(gradient, whole * self.masks[name].forward_mask)
         return taken
 
     def _update(
@@ -112,7 +114,7 @@ class SparseLayers:
                 mask.backward_mask.copy_(learning[name])
             mask.explored.logical_or_(used[name])
             if settings.zeroes_unused_at(step):
-                weight.mul_(learning[name])
+                write(weight, gathered(weight) * learning[name])
         seen = {
             name: layer_record(
                 Live(self.layers[name]).cut(mask.forward_mask),
@@ -128,7 +130,7 @@ class SparseLayers:
         if self.settings.budget == "global":
             return self._choose(list(self.layers), density, step, gradients)
         share_out = erk_densities if self.settings.budget == "erk" else uniform_densities
-        live = {name: self._live_weight(name) for name in self.layers}
+        live = {n: Live(m).cut(self.masks[n].forward_mask) for n, m in self.layers.items()}
         budget = share_out({n: w.shape for n, w in live.items() if w.numel()}, density=density)
         chosen: dict[str, Tensor] = {}
         for name in self.layers:
@@ -162,7 +164,7 @@ class SparseLayers:
         }
 
     def _live_weight(self, name: str) -> Tensor:
-        return Live(self.layers[name]).cut(trained_weight(self.layers[name]))
+        return Live(self.layers[name]).cut(gathered(trained_weight(self.layers[name])))
 
     def _growth_scores(
         self, names: list[str], cells: Masks, step: int, gradients: Mapping[str, Tensor]

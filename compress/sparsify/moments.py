@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.sharding import gathered, write
+
 SECOND = ("exp_avg_sq", "max_exp_avg_sq")
 
 
@@ -15,7 +17,7 @@ def reset_moments(state: MutableMapping[str, Any], *, before: Tensor, after: Ten
 
     A left entry's moments would go on moving it. A joined entry's second moment is seeded with
     the mean over the entries that stayed: from zero, Adam's first step would be many times too
-    long. Works in place on one parameter's state, of Adam or SGD with momentum.
+    long. Works in place on one parameter's state, of Adam or SGD with momentum, sharded or not.
 
     Args:
         state: `optimizer.state[parameter]`; empty before the first step, then nothing happens.
@@ -32,10 +34,11 @@ def reset_moments(state: MutableMapping[str, Any], *, before: Tensor, after: Ten
     for name, moment in state.items():
         if not isinstance(moment, Tensor) or moment.shape != before.shape:
             continue
-        moment.mul_(stayed)
+        whole = gathered(moment).mul_(stayed)
         if name in SECOND and bool(stayed.any()):
-            mean = moment.sum(dtype=torch.float32) / stayed.sum()
-            moment.masked_fill_(joined, float(mean))
+            mean = whole.sum(dtype=torch.float32) / stayed.sum()
+            whole.masked_fill_(joined, float(mean))
+        write(moment, whole)
 
 
 def state_of(

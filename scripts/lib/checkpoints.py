@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from compress.errors import BadInput
 
-KNOWN_TO_TAKE_OURS = ("auto", "ddp")
-"""Strategies that write one file by a `CheckpointIO`; sharded ones write folders of their own."""
+KNOWN_TO_TAKE_OURS = ("auto", "ddp", "fsdp2")
+"""Strategies that write one file by a `CheckpointIO`; DeepSpeed's write folders of their own."""
 
 
 class SafeCheckpointIO(TorchCheckpointIO):

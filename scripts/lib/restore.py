@@ -59,11 +59,13 @@ def restore_student(run_dir: str | Path, *, checkpoint: str = "last") -> Restore
         data=data,
     )  # fmt: skip
     callbacks, hold = build.build_callbacks(config), _Hold()
-    at_once = OmegaConf.merge(config.trainer, {"max_steps": int(state["global_step"])})
+    # in this very process, however many ranks trained it: their checkpoint is one whole file
+    alone = {"strategy": "auto", "devices": 1, "num_nodes": 1}
+    at_once = OmegaConf.merge(config.trainer, {**alone, "max_steps": int(state["global_step"])})
     module = trainer.train(
         student=student, teacher=teacher, data=data, trainer=at_once, training=config.training,
         callbacks=[*callbacks, hold], loggers=[], seed=config.seed, task=config.task,
-        verbose=False, ckpt_path=saved,
+        verbose=False, ckpt_path=saved, loaders=_loaders_of(state),
     )  # fmt: skip
     for callback in callbacks:
         # a run that is over calls this no more, but it marks what was frozen
@@ -71,6 +73,12 @@ def restore_student(run_dir: str | Path, *, checkpoint: str = "last") -> Restore
     for callback in callbacks:
         module.student = getattr(callback, "finalise", lambda m: m)(module.student)
     return Restored(student=module.student.eval(), data=data, config=config)
+
+
+def _loaders_of(state: dict[str, Any]) -> int:
+    """How many ranks shared the data when this checkpoint was written."""
+    (place,) = state["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    return int(place["world_size"])
 
 
 def _with_newer_settings(config: Any) -> Any:

@@ -36,6 +36,7 @@ from compress.scripts.lib.run_folder import (
 )
 from compress.scripts.lib.secrets import masked, masked_text, masked_words
 from compress.scripts.lib.tables import first_table, last_table
+from compress.sharding import whole_weights
 
 PROMPTS = ["import os\n\ndef ", "class Stack:\n    def __init__(self", "for i in range("]
 
@@ -342,8 +343,10 @@ class BeforeTraining(L.Callback):
         Unknown where quantisation starts later: its scales are not found yet.
         """
         waiting = any(not part.enabled for part in quantizers(pl_module.student))
-        if trainer.global_step == 0 and trainer.is_global_zero and not waiting:
-            self.run.keep_at_start("start_ptq", self.run.loss_of(pl_module.student))
+        if trainer.global_step == 0 and not waiting:
+            with whole_weights(pl_module.student):  # of every rank
+                if trainer.is_global_zero:
+                    self.run.keep_at_start("start_ptq", self.run.loss_of(pl_module.student))
 
 
 def resume_path(ckpt: str, checkpoints: Path) -> Path | None:

@@ -7,9 +7,8 @@ from typing import Any
 from compress.errors import did_you_mean
 from compress.scripts.lib.launch import devices_of
 
-CUDA_ONLY = {"fsdp2": "FSDP2", "deepspeed_zero2": "DeepSpeed ZeRO-2", "deepspeed_zero3": "DeepSpeed ZeRO-3"}  # noqa: E501  # fmt: skip
-SHARDED = ("fsdp2", "deepspeed_zero3")
-KNOWN = ("auto", "ddp", *CUDA_ONLY)
+CUDA_ONLY = {"deepspeed_zero2": "DeepSpeed ZeRO-2", "deepspeed_zero3": "DeepSpeed ZeRO-3"}
+KNOWN = ("auto", "ddp", "fsdp2", *CUDA_ONLY)
 PATIENCE = timedelta(hours=1)
 """Rank 0 measures and calibrates alone while the others wait at a collective."""
 
@@ -20,36 +19,46 @@ def strategy_problems(config: Any) -> Iterator[str]:
     if trainer.strategy not in KNOWN:
         hint = did_you_mean(str(trainer.strategy), KNOWN)
         yield f"trainer.strategy={trainer.strategy}: unknown.{hint} There are: {', '.join(KNOWN)}"
-    if trainer.strategy not in CUDA_ONLY:
-        return
-    name = CUDA_ONLY[trainer.strategy]
-    if not _has_cuda():
+    if trainer.strategy == "fsdp2":
+        yield from _fsdp2_problems(config)
+    if trainer.strategy == "deepspeed_zero3":
         yield (
-            f"trainer={trainer.strategy}: {name} shards a student over CUDA GPUs, and there is "
-            "none here. On CPUs use trainer=ddp; a teacher can be sharded there: "
-            "teacher.host=deepspeed"
+            "trainer=deepspeed_zero3: gathering a student that DeepSpeed ZeRO-3 sharded, to "
+            "measure and export it, was never run and is not offered: use trainer=fsdp2, which "
+            "shares out the same (weights, gradients, optimizer), on CUDA GPUs and on CPUs"
         )
-    yield from _callback_problems(config, name)
-    if trainer.strategy in SHARDED and _has_cuda():
+    elif trainer.strategy in CUDA_ONLY and not _has_cuda():
         yield (
-            f"trainer={trainer.strategy}: a run ends by measuring and exporting a whole student on "
-            f"rank 0, and gathering one that {name} sharded is not offered yet: use "
-            "trainer=deepspeed_zero2, which shares out gradients and optimizer"
+            f"trainer={trainer.strategy}: {CUDA_ONLY[trainer.strategy]} works on CUDA GPUs alone, "
+            "and there is none here: on CPUs use trainer=ddp, or trainer=fsdp2 "
+            "trainer.accelerator=cpu; a teacher can be sharded there: teacher.host=deepspeed"
         )
 
 
-def _callback_problems(config: Any, name: str) -> Iterator[str]:
-    """Callbacks that look at whole weights between steps."""
-    whole = [
-        key for key, settings in config.callbacks.items()
-        if "istillation" not in str(settings.get("_target_"))
-    ]  # fmt: skip
-    if whole and config.trainer.strategy in SHARDED:
+def _fsdp2_problems(config: Any) -> Iterator[str]:
+    trainer = config.trainer
+    if trainer.accelerator in ("gpu", "cuda") and not _has_cuda():
         yield (
-            f"trainer={config.trainer.strategy}: {name} leaves no rank a whole weight, and "
-            f"callbacks.{', callbacks.'.join(whole)} calibrate or prune whole ones: use "
-            "trainer=ddp or trainer=deepspeed_zero2, which share out gradients and optimizer alone"
+            f"trainer.accelerator={trainer.accelerator}: trainer=fsdp2 finds no CUDA GPU here; on "
+            "CPUs add trainer.accelerator=cpu and, say, trainer.devices=2"
         )
+    if trainer.precision not in ("32-true", "bf16-mixed"):
+        yield (
+            f"trainer.precision={trainer.precision}: trainer=fsdp2 keeps fp32 weights and "
+            "computes in bf16-mixed or 32-true; the others were never run: use one of these, or "
+            "trainer=ddp"
+        )
+    if config.training.compile:
+        yield (
+            "training.compile=true: compiling the blocks of a student that trainer=fsdp2 shares "
+            "out was never run: leave it false, or use trainer=ddp"
+        )
+    for key, settings in config.callbacks.items():
+        if settings.get("policy") == "rollback":
+            yield (
+                f"callbacks.{key}.policy=rollback: a snapshot needs the whole student on each "
+                "rank, and trainer=fsdp2 leaves it a share: use policy=skip"
+            )
 
 
 def _has_cuda() -> bool:
@@ -66,7 +75,9 @@ def build_strategy(trainer: Any) -> Any:
         # scales do not learn before qat.start_step: some steps leave parameters without gradient
         return strategies.DDPStrategy(find_unused_parameters=True, timeout=PATIENCE)
     if trainer.strategy == "fsdp2":
-        return strategies.ModelParallelStrategy(
+        from compress.scripts.lib.sharded_strategy import ShardedStrategy
+
+        return ShardedStrategy(
             data_parallel_size=trainer.num_nodes * devices_of(trainer), tensor_parallel_size=1,
             timeout=PATIENCE,
         )  # fmt: skip

@@ -20,6 +20,7 @@ from compress.scripts.lib.checkpoints import SaveOnSignal, plugins_for
 from compress.scripts.lib.progress import StepProgress
 from compress.scripts.lib.run_folder import write_atomically
 from compress.scripts.lib.strategies import build_strategy
+from compress.sharding import make_whole, whole_weights
 
 
 class JsonlLogger(Logger):
@@ -75,8 +76,12 @@ def train(
     verbose: bool = True,
     checkpoints: Path | None = None,
     ckpt_path: Path | None = None,
+    loaders: int | None = None,
 ) -> CompressionModule:
-    """One whole training; answers the module, its transforms still attached."""
+    """One whole training; answers the module, its transforms still attached.
+
+    `loaders` share an epoch of data: None, one a rank; a number where fewer ranks restore a run.
+    """
     module = CompressionModule(
         student=student, teacher=teacher, task=task, **OmegaConf.to_container(training)
     )
@@ -100,19 +105,21 @@ def train(
         enable_progress_bar=False,
     )
     loader = training_loader(
-        data, trainer, seed=seed, rank=fitter.global_rank, ranks=fitter.world_size
+        data, trainer, seed=seed, rank=fitter.global_rank, ranks=loaders or fitter.world_size
     )
     fitter.fit(module, loader, validation_loader(data, trainer), ckpt_path=ckpt_path)
     if fitter.interrupted:
         raise KeyboardInterrupt
     if trainer.max_steps == 0:  # Lightning attaches, then skips the loop and all that starts it
-        for callback in callbacks:
-            if isinstance(callback, CompressionCallback):
-                callback.compress_at_once(module.student, data.train)
+        with whole_weights(module.student):
+            for callback in callbacks:
+                if isinstance(callback, CompressionCallback):
+                    callback.compress_at_once(module.student, data.train)
     ended_between = fitter.global_step % trainer.checkpoint_every or trainer.max_steps == 0
     if checkpoints is not None and ended_between:
         # what is exported from a run later must be what it ended with
         fitter.save_checkpoint(checkpoints / "last.ckpt")
+    make_whole(module.student)
     return module
 
 

@@ -92,14 +92,41 @@ def test_a_finished_report_is_never_called_failed(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-@pytest.mark.parametrize("name", ["fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
-def test_strategies_of_gpus_are_told_on_a_cpu_before_anything_is_built(name):
-    with pytest.raises(BadInput, match=rf"trainer={name}: .*CUDA GPUs.*trainer=ddp"):
-        check_paths(compose([f"trainer={name}"]))
+def test_a_strategy_of_gpus_is_told_on_a_cpu_before_anything_is_built():
+    with pytest.raises(BadInput, match=r"trainer=deepspeed_zero2: .*CUDA GPUs.*trainer=ddp"):
+        check_paths(compose(["trainer=deepspeed_zero2"]))
 
 
-def test_callbacks_that_need_whole_weights_are_refused_where_weights_are_sharded():
-    with pytest.raises(BadInput, match=r"callbacks\.qat calibrate or prune whole ones"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_fsdp2_without_gpus_names_its_way_onto_cpus():
+    with pytest.raises(BadInput, match=r"trainer=fsdp2 finds no CUDA.*trainer\.accelerator=cpu"):
+        check_paths(compose(["trainer=fsdp2"]))
+
+
+def test_fsdp2_runs_on_cpus_under_every_method():
+    further = [
+        f"+callbacks@callbacks.{name}={name}"
+        for name in ("guard", "sparsity", "pruning", "features")
+    ]
+    check_paths(compose(["trainer=fsdp2", "trainer.accelerator=cpu", *further]))
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("trainer.precision=16-mixed", r"precision=16-mixed.*bf16-mixed or 32-true"),
+        ("training.compile=true", r"compile=true.*leave it false"),
+        ("callbacks.guard.policy=rollback", r"policy=rollback.*use policy=skip"),
+    ],
+)
+def test_what_fsdp2_cannot_do_is_refused_before_anything_is_built(word, said):
+    guard = "+callbacks@callbacks.guard=guard"
+    with pytest.raises(BadInput, match=said):
+        check_paths(compose(["trainer=fsdp2", "trainer.accelerator=cpu", guard, word]))
+
+
+def test_deepspeed_zero3_is_refused_everywhere_and_names_what_shares_out_the_same():
+    with pytest.raises(BadInput, match=r"deepspeed_zero3.*never run.*use trainer=fsdp2"):
         check_paths(compose(["trainer=deepspeed_zero3"]))
 
 
@@ -113,7 +140,8 @@ def test_lightning_knows_every_strategy(name):
     if name.startswith("deepspeed"):
         pytest.importorskip("deepspeed")
     made = build_strategy(trainer(strategy=name))
-    assert made == "auto" or type(made).__module__.startswith("lightning.")
+    ours = type(made).__name__ == "ShardedStrategy"
+    assert made == "auto" or ours or type(made).__module__.startswith("lightning.")
 
 
 def test_recipes_for_large_teachers_compose():
