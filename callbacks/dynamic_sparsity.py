@@ -44,7 +44,7 @@ class DynamicSparsity(CompressionCallback):
         every: Moment = 0.05,
         share: float = 0.3,
         backward_density: float = 1.0,
-        decay: float = 0.0,
+        decay: float = 5.0,
         seed: int = 0,
         include: str = "*",
         exclude: str | None = None,

@@ -33,7 +33,9 @@ class SparsitySettings:
         share: share of kept entries that is exchanged at `start`, decaying as a cosine to none
             at `stop`; only with growth `random` and `gradient`. 0.0 exchanges none.
         backward_density: share of weights that learn, with growth `magnitude`; 1.0 is all.
-        decay: pull to zero on entries that learn but are not used; SR-STE uses 2e-4.
+        decay: pull to zero on entries that learn but are not used, as a multiple of the weight
+            added to its gradient (growth `magnitude` alone). 0.0 lets them grow freely; the
+            paper's 2e-4 is for SGD: Adam divides gradients by their size, and drowns it.
         seed: of random growth.
 
     Raises:
@@ -50,7 +52,7 @@ class SparsitySettings:
     every: Moment = 0.05
     share: float = 0.3
     backward_density: float = 1.0
-    decay: float = 0.0
+    decay: float = 5.0
     seed: int = 0
 
     def __post_init__(self) -> None:
