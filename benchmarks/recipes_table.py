@@ -39,8 +39,15 @@ ARMS: dict[str, list[str]] = {
         "recipe=distill_sparse_qat", "~callbacks.pruning", "callbacks.sparsity.growth=gradient",
         "callbacks.sparsity.share=0.1",
     ],
+    "distill_sparse_qat, widths kept, SR-STE decay 5": [
+        "recipe=distill_sparse_qat", "~callbacks.pruning", "callbacks.sparsity.growth=magnitude",
+    ],
     "qat": ["recipe=qat"],
     "sparse": ["recipe=sparse"],
+    "sparse, RigL": [
+        "recipe=sparse", "callbacks.sparsity.growth=gradient", "callbacks.sparsity.share=0.1",
+        "callbacks.sparsity.every=0.1",
+    ],
 }  # fmt: skip
 COLUMNS = ["recipe", "seeds", "teacher", "before training", "loss", "against labels alone",
            "against logits", "size ratio", "largest logit difference"]  # fmt: skip
