@@ -13,6 +13,7 @@ Write a trained run for a runtime; it is compared with the trained model before 
 Often used:
   target=tensorrt         ONNX with Q/DQ and trtexec commands; pip install 'compress-lm[onnx]'
   calibration=true        tensorrt: also an INT8 calibration cache, for implicit quantisation
+  cache=true              tensorrt: key-value cache as inputs and outputs, to write token by token
   bundle=true             a model card with measured quality, Kubernetes and Triton files
   gpu=H100                bundle: tensor and pipeline parallel degrees and MIG slice for it
   licence=apache-2.0      bundle: of the weights
@@ -62,6 +63,13 @@ def checked(words: list[str]) -> dict[str, Any]:
             problems += check_installed(module, "target=tensorrt", command)
     if settings["calibration"] and target not in (None, "tensorrt"):
         problems.append(f"calibration=true is for target=tensorrt, not for {target}")
+    if settings["cache"] and target not in (None, "tensorrt"):
+        problems.append(f"cache=true is for target=tensorrt, not for {target}")
+    if settings["cache"] and settings["bundle"]:
+        problems.append(
+            "cache=true bundle=true: Triton's TensorRT backend would have to carry the cache from "
+            "request to request; bundle without cache=true, or serve the text with target=vllm"
+        )
     if problems:
         raise BadInput("\n".join(problems))
     return settings

@@ -41,7 +41,7 @@ def opened(engine: str, path: str, **settings: Any) -> tuple[Engine, dict[str, A
     torch.set_num_threads(settings.get("threads", 1))
     loaded = load_engine(engine, path, EngineSettings(**settings))
     facts = {"version": loaded.version, "vocab_size": loaded.vocab_size,
-             "generates": loaded.generates, **memory()}  # fmt: skip
+             "generates": loaded.generates, "cached": loaded.cached, **memory()}  # fmt: skip
     return loaded, facts
 
 

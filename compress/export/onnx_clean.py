@@ -5,6 +5,8 @@ Dropout is gone and BatchNorm folded into its convolution by PyTorch's exporter 
 
 from typing import Any
 
+CACHE_RANK = 4
+"""Axes of keys and values: batch, heads, tokens, width."""
 TRAINING_ONLY = ("Dropout", "BatchNormalization")
 
 
@@ -39,12 +41,21 @@ def divide_by_roots(graph: Any) -> None:
 
 
 def name_axes(graph: Any) -> None:
-    """The first two axes of inputs and outputs are called `batch` and `sequence`."""
+    """Dynamic axes are called `batch`, `sequence`, `past`, and `total` for both."""
     import onnx_ir as ir
 
+    cached = any(len(value.shape) == CACHE_RANK for value in graph.inputs)
     for value in graph.inputs:
-        value.shape = ir.Shape(["batch", "sequence"])
+        value.shape = ir.Shape(_axes(value, cached=cached, length="past"))
     for value in graph.outputs:
-        dims = list(value.shape)
-        names = ["batch", "sequence"] if len(dims) > 2 else ["batch"]
-        value.shape = ir.Shape([*names, *dims[len(names) :]])
+        value.shape = ir.Shape(_axes(value, cached=cached, length="total"))
+
+
+def _axes(value: Any, *, cached: bool, length: str) -> list[Any]:
+    dims = list(value.shape)
+    if len(dims) == CACHE_RANK:
+        return ["batch", dims[1], length, dims[3]]
+    if len(dims) == 2 and value.producer() is not None:
+        return ["batch", dims[1]]  # a classifier's answer
+    masks = cached and value.name == "attention_mask"
+    return ["batch", "total" if masks else "sequence", *dims[2:]]

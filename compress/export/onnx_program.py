@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compress.errors import BadInput, UnsupportedModel
+from compress.export.onnx_cache import CachedLogits, CacheShape
 from compress.export.plan import ExportPlan
 from compress.export.reload import quiet
 from compress.transforms import INPUT_QUANTIZER, transforms_of
@@ -111,7 +112,10 @@ class Logits(nn.Module):
         return logits
 
 
-def trace(student: nn.Module, plan: ExportPlan, *, names: Sequence[str] | None = None) -> Any:
+def trace(
+    student: nn.Module, plan: ExportPlan, *, names: Sequence[str] | None = None,
+    cache: CacheShape | None = None,
+) -> Any:  # fmt: skip
     """The student's graph as an `onnx_ir.Model`: batch and sequence dynamic, eval mode, fp32.
 
     Args:
@@ -119,6 +123,7 @@ def trace(student: nn.Module, plan: ExportPlan, *, names: Sequence[str] | None =
         plan: says which layers are quantised.
         names: layers that become placeholders, numbered in this order; None takes the plan's
             quantised ones, and its quantised embeddings by numbers of their own.
+        cache: also take and give these keys and values, the past's length dynamic; None: neither.
 
     Raises:
         UnsupportedModel: PyTorch cannot export the model; says what it stumbled over.
@@ -127,17 +132,17 @@ def trace(student: nn.Module, plan: ExportPlan, *, names: Sequence[str] | None =
     require_onnx()
     tables = [table.name for table in plan.tables] if names is None else []
     names = [layer.name for layer in plan.products] if names is None else names
-    model = Logits(_with_placeholders(student, names, tables)).eval()
+    copied = _with_placeholders(student, names, tables)
+    model = (Logits(copied) if cache is None else CachedLogits(copied)).eval()
     _register_schema()
-    # two tensors: of one object under two names the exporter makes one input
-    example = {name: torch.ones(2, 8, dtype=torch.int64) for name in INPUTS}
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    example, sizes = _example(cache)
+    past, present = (cache.inputs, cache.outputs) if cache else ([], [])
     try:
         with _silent(), torch.no_grad():
             program: Any = torch.onnx.export(
                 model, (), kwargs=example, dynamo=True,
-                dynamic_shapes=dict.fromkeys(INPUTS, sizes), opset_version=OPSET, verbose=False,
-                input_names=list(INPUTS), output_names=["logits"],
+                dynamic_shapes=sizes, opset_version=OPSET, verbose=False,
+                input_names=[*INPUTS, *past], output_names=["logits", *present],
                 custom_translation_table={
                     torch.ops.compress.linear.default: _translate,
                     torch.ops.compress.table.default: _translate_table,
@@ -149,6 +154,20 @@ def trace(student: nn.Module, plan: ExportPlan, *, names: Sequence[str] | None =
             f"{type(student).__name__} does not export to ONNX: {reason}"
         ) from error
     return program.model
+
+
+def _example(cache: CacheShape | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs to export with, and their dynamic axes."""
+    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    # two tensors: of one object under two names the exporter makes one input
+    example: dict[str, Any] = {name: torch.ones(2, 8, dtype=torch.int64) for name in INPUTS}
+    sizes: dict[str, Any] = {name: {0: batch, 1: sequence} for name in INPUTS}
+    if cache is not None:
+        example["past"] = cache.empty(2, 4)
+        example["attention_mask"] = torch.ones(2, 12, dtype=torch.int64)
+        sizes["attention_mask"] = {0: batch, 1: torch.export.Dim.DYNAMIC}
+        sizes["past"] = [{0: batch, 2: torch.export.Dim("past")}] * len(example["past"])
+    return example, sizes
 
 
 @torch.no_grad()

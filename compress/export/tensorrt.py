@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.export.onnx_cache import CacheShape, cache_shape
 from compress.export.onnx_clean import clean
 from compress.export.onnx_layers import dense_layers, read_layers, write_layers
 from compress.export.onnx_program import INPUTS, trace
@@ -29,6 +30,7 @@ def write_tensorrt(
     *,
     dtype: torch.dtype,
     calibration: bool = False,
+    cache: bool = False,
 ) -> list[Path]:
     """Write `model.onnx`, `trtexec.sh`, `config.json` and `sparsity.json`; the weight files.
 
@@ -39,14 +41,16 @@ def write_tensorrt(
         dtype: of what is not quantised: float32 (the gate refuses others).
         calibration: also write `implicit/`: the unquantised graph and an INT8 calibration cache
             with the trained ranges, for users of implicit quantisation.
+        cache: a decoder's keys and values become inputs and outputs, see `onnx_cache`.
 
     Raises:
-        UnsupportedModel: PyTorch cannot export the model.
+        UnsupportedModel: PyTorch cannot export the model, or it has no such cache.
         BadInput: an ONNX package is missing.
     """
     if calibration:
         static_scales(plan)  # refuses before the slow part
-    graph = trace(student, plan)
+    held = cache_shape(student) if cache else None
+    graph = trace(student, plan, cache=held)
     plain = graph.clone() if calibration else None
     write_layers(graph, read_layers(student, plan))
     write_tables(graph, read_tables(student, plan))
@@ -60,13 +64,16 @@ def write_tensorrt(
     write_config(student, folder, dtype=dtype, quantization=None)
     write_sparsity(plan, folder)
     length = int(getattr(plan.config, "max_position_embeddings", 512))
-    (folder / COMMANDS_FILE).write_text(commands(plan, longest=length, calibration=calibration))
+    script = commands(plan, longest=length, calibration=calibration, cache=held)
+    (folder / COMMANDS_FILE).write_text(script)
     return files
 
 
-def write_dense(student: nn.Module, plan: ExportPlan, path: Path) -> list[Path]:
+def write_dense(
+    student: nn.Module, plan: ExportPlan, path: Path, *, cache: bool = False
+) -> list[Path]:
     """The model without quantisers (masks stay) as ONNX: the original in a comparison."""
-    graph = trace(student, plan, names=[])
+    graph = trace(student, plan, names=[], cache=cache_shape(student) if cache else None)
     return save_onnx(graph, path)
 
 
@@ -81,22 +88,33 @@ def save_onnx(graph: Any, path: Path) -> list[Path]:
     return [path, *([path.with_name(beside)] if beside else [])]
 
 
-def shapes(batch: int, length: int) -> str:
+def shapes(batch: int, length: int, *, past: int = 0, cache: CacheShape | None = None) -> str:
     """One shape for every input, in `trtexec`'s words.
 
     >>> shapes(1, 8)
     'input_ids:1x8,attention_mask:1x8'
     """
-    return ",".join(f"{name}:{batch}x{length}" for name in INPUTS)
+    words = [f"{INPUTS[0]}:{batch}x{length}", f"{INPUTS[1]}:{batch}x{past + length}"]
+    if cache is not None:
+        words += [
+            f"{name}:{'x'.join(map(str, value.shape))}"
+            for name, value in zip(cache.inputs, cache.empty(batch, past), strict=True)
+        ]
+    return ",".join(words)
 
 
-def commands(plan: ExportPlan, *, longest: int, calibration: bool) -> str:
+def commands(
+    plan: ExportPlan, *, longest: int, calibration: bool, cache: CacheShape | None = None
+) -> str:
     """The `trtexec` commands as a shell script; the sparse one runs where zeros are 2:4."""
+    usual = min(128, longest)
+    # with a cache: tuned for one token after a prompt, and a whole prompt is let through too
+    best = shapes(8, 1, past=usual, cache=cache) if cache else shapes(8, usual)
     build = [
         "trtexec --onnx=model.onnx --stronglyTyped",
-        f"--minShapes={shapes(1, 1)}",
-        f"--optShapes={shapes(8, min(128, longest))}",
-        f"--maxShapes={shapes(32, longest)}",
+        f"--minShapes={shapes(1, 1, cache=cache)}",
+        f"--optShapes={best}",
+        f"--maxShapes={shapes(32, longest, past=longest if cache else 0, cache=cache)}",
     ]
     dense = " \\\n  ".join([*build, "--saveEngine=model.plan"])
     sparse = " \\\n  ".join([*build, "--sparsity=enable", "--saveEngine=model.sparse.plan"])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import ExportMismatch
+from compress.export.onnx_clean import CACHE_RANK
 
 OPSETS = (21, 25)
 """INT4 and block-wise scales begin at 21; the parser reads up to 25."""
@@ -154,7 +155,10 @@ def _opset(graph: Graph) -> Iterator[Finding]:
 
 def _inputs(graph: Graph) -> Iterator[Finding]:
     for value in graph.model.graph.input:
-        fixed = [str(d.dim_value) for d in value.type.tensor_type.shape.dim[:2] if not d.dim_param]
+        dims = list(value.type.tensor_type.shape.dim)
+        # keys and values of a cache: batch, heads, tokens, width
+        axes = (0, 2) if len(dims) == CACHE_RANK else (0, 1)
+        fixed = [str(dims[a].dim_value) for a in axes if a < len(dims) and not dims[a].dim_param]
         if fixed:
             yield Finding(
                 node=value.name, rule=f"batch and sequence are fixed: {' x '.join(fixed)}"

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from compress.errors import CompressError
+from compress.errors import BadInput, CompressError
 from compress.evaluate.arms import Arm
 from compress.evaluate.engines import EngineSettings
 from compress.evaluate.paired import serve_closed, serve_open, summaries
@@ -63,6 +63,7 @@ def _run_arms(settings: dict[str, Any], result: dict[str, Any]) -> None:
         }
         for name, arm in arms.items():
             result["arms"][name] = {"path": arm.path, **arm.facts, "bytes": size_of(arm.path)}
+        _same_kind(arms)
         vocabulary = min(int(arm.facts["vocab_size"]) for arm in arms.values())
         for concurrency in settings["concurrency"]:
             jobs = _jobs(settings, vocabulary, batch=int(concurrency))
@@ -77,6 +78,24 @@ def _run_arms(settings: dict[str, Any], result: dict[str, Any]) -> None:
             arrivals = poisson_arrivals(len(jobs), rate=rate, seed=settings["seed"])
             found = serve_open(arms, jobs, arrivals, warm_up=settings["warm_up"])
             _note(settings, result, arms, {"loop": "open", "rate": rate}, found)
+
+
+def _same_kind(arms: dict[str, Arm]) -> None:
+    """Refuses to compare a decoder that keeps keys and values with one that does not.
+
+    Raises:
+        BadInput: names both, and the way out.
+    """
+    cached = {name: arm.facts.get("cached", False) for name, arm in arms.items()}
+    writes = all(arm.facts["generates"] for arm in arms.values())
+    if writes and len(set(cached.values())) > 1:
+        keeps = next(name for name, held in cached.items() if held)
+        lacks = next(name for name, held in cached.items() if not held)
+        raise BadInput(
+            f"{keeps} has a key-value cache and {lacks} has none: their times do not compare. "
+            "For engine=onnxruntime give options={cache: true}; an ONNX file needs cache=true in "
+            "scripts/export.py"
+        )
 
 
 def _note(

@@ -31,6 +31,9 @@ def run(settings: dict[str, Any], words: list[str]) -> ExportResult:
     run_dir = Path(settings["run_dir"])
     restored = restore_student(run_dir, checkpoint=settings["checkpoint"])
     target = settings["target"] or restored.config.target or "vllm"
+    asked = [f"{key}=true" for key in ("calibration", "cache") if settings[key]]
+    if asked and target != "tensorrt":
+        raise BadInput(f"{', '.join(asked)}: for target=tensorrt, and this run's is {target}")
     report = read_json(run_dir / "report.json", {})
     common: dict[str, Any] = {
         "target": target,
@@ -40,7 +43,7 @@ def run(settings: dict[str, Any], words: list[str]) -> ExportResult:
         "dtype": settings["dtype"] or restored.config.export_dtype,
         "purpose": settings["purpose"] or restored.config.purpose,
         "card": card_facts(settings, restored, report, words),
-        **({"calibration": True} if settings["calibration"] else {}),
+        **{key: True for key in ("calibration", "cache") if settings[key]},
     }
     if settings["bundle"]:
         deploy = deploy_settings(settings, restored, report)

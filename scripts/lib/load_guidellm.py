@@ -126,13 +126,15 @@ def _records(requests: list[dict[str, Any]]) -> list[Record]:
 
 
 def _record(row: dict[str, Any]) -> Record:
-    first, whole = float(row["time_to_first_token_ms"]) / 1e3, float(row["request_latency"])
-    written = int(row["output_tokens"])
+    whole = float(row["request_latency"])
+    told = row["time_to_first_token_ms"]  # None where no token had a text
+    first = whole if told is None else float(told) / 1e3
+    written = int(row["output_tokens"] or 0)
     gaps = max(written - 1, 0)
     later = [first + (whole - first) * number / gaps for number in range(1, gaps + 1)]
     return Record(
         arrival=0.0, moments=(first, *later) if later else (whole,), sequences=1,
-        prompt_tokens=int(row["prompt_tokens"]), written=written,
+        prompt_tokens=int(row["prompt_tokens"] or 0), written=written,
     )  # fmt: skip
 
 

@@ -78,3 +78,18 @@ def test_an_engine_that_is_not_installed_comes_with_its_command(folder, monkeypa
     assert "engine=tvm needs no_tvm, which is not installed: pip install apache-tvm" in (
         capsys.readouterr().err
     )
+
+
+def test_a_decoder_with_a_cache_is_not_compared_with_one_without():
+    from types import SimpleNamespace
+
+    from compress.errors import BadInput
+    from compress.scripts.lib.benchmark_run import _same_kind
+
+    def arm(cached, generates=True):
+        return SimpleNamespace(facts={"cached": cached, "generates": generates})
+
+    with pytest.raises(BadInput, match="model has a key-value cache and baseline has none"):
+        _same_kind({"model": arm(True), "baseline": arm(False)})
+    _same_kind({"model": arm(True), "baseline": arm(True)})
+    _same_kind({"model": arm(True, generates=False), "baseline": arm(False, generates=False)})

@@ -300,6 +300,13 @@ def test_guidellms_seconds_become_milliseconds_and_its_requests_stand_in_order()
     assert records[1].first == 0.1 and records[1].per_token == pytest.approx(0.1)
 
 
+def test_guidellms_requests_whose_tokens_have_no_text_are_read():
+    report = guidellm_report()
+    report["benchmarks"][0]["requests"]["successful"][1]["time_to_first_token_ms"] = None
+    _, records = guidellm_figures(report, "http://h")
+    assert records[0].first == records[0].latency == 0.9
+
+
 def test_guidellms_report_of_another_version_or_without_answers_is_an_error():
     with pytest.raises(ServerFailed, match=r"version 0\.8"):
         guidellm_figures({"results": []}, "http://h")

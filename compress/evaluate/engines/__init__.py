@@ -61,12 +61,14 @@ class Engine(ABC):
         version: of the runtime.
         vocab_size: token ids are drawn below it.
         generates: True for causal language models, False where a pass is the whole answer.
+        cached: whether `generate` keeps keys and values, or computes the prefix anew.
     """
 
     name: str
     version: str
     vocab_size: int
     generates: bool
+    cached: bool = False
 
     @abstractmethod
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:

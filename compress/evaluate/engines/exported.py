@@ -74,7 +74,10 @@ def vocabulary(config: Mapping[str, Any], path: Path) -> int:
     return int(size)
 
 
-def refuse_settings(settings: EngineSettings, *, engine: str, devices: tuple[str, ...]) -> None:
+def refuse_settings(
+    settings: EngineSettings, *, engine: str, devices: tuple[str, ...],
+    known: tuple[str, ...] = (),
+) -> None:  # fmt: skip
     """Refuse a device, dtype or option that an engine would pass over in silence.
 
     Raises:
@@ -86,5 +89,7 @@ def refuse_settings(settings: EngineSettings, *, engine: str, devices: tuple[str
         )
     if settings.dtype not in (None, "float32"):
         raise BadInput(f"dtype={settings.dtype}: engine={engine} computes the rest in float32")
-    if settings.options:
-        raise BadInput(f"engine={engine} has no option {', '.join(sorted(settings.options))}")
+    unknown = sorted(set(settings.options) - set(known))
+    if unknown:
+        there = f"; there are: {', '.join(known)}" if known else ""
+        raise BadInput(f"engine={engine} has no option {', '.join(unknown)}{there}")

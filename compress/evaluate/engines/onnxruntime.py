@@ -4,12 +4,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor
 
 from compress.errors import BadInput
-from compress.evaluate.engines import Engine, EngineSettings
+from compress.evaluate.engines import Engine, EngineSettings, OnToken
 from compress.evaluate.engines.exported import (
     checkpoint_config,
     dense_model,
@@ -20,11 +21,12 @@ from compress.export.onnx_program import INPUTS
 from compress.export.plan import collect_plan
 from compress.export.tensorrt import ONNX_FILE, write_dense
 
+PAST = "past_key_values."
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntime(Engine):
-    """A session with every rewrite of onnxruntime on; no key-value cache."""
+    """A session with every rewrite on; it keeps keys and values where the file does."""
 
     name = "onnxruntime"
     version = onnxruntime.__version__
@@ -46,27 +48,55 @@ class OnnxRuntime(Engine):
             reason = str(error).splitlines()[0]
             raise BadInput(f"{file} does not open in onnxruntime: {reason}") from error
         inputs = [value.name for value in self.session.get_inputs()]
-        if sorted(inputs) != sorted(INPUTS):
+        self.past = [value for value in self.session.get_inputs() if value.name.startswith(PAST)]
+        others = sorted(set(inputs) - {value.name for value in self.past})
+        if others != sorted(INPUTS):
             raise BadInput(f"{file} has the inputs {', '.join(inputs)}, not {', '.join(INPUTS)}")
-        self.vocab_size = vocab_size
+        self.vocab_size, self.cached = vocab_size, bool(self.past)
         self.generates = len(self.session.get_outputs()[0].shape) == 3
 
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """Logits of every position, or of each sequence."""
         mask_BL = torch.ones_like(tokens_BL) if mask_BL is None else mask_BL
-        values = (tokens_BL.numpy(), mask_BL.to(torch.int64).numpy())
-        (logits,) = self.session.run(None, dict(zip(INPUTS, values, strict=True)))
+        logits, *_ = self._run(tokens_BL, mask_BL, self._empty(tokens_BL.shape[0]))
         return torch.from_numpy(logits).float()
+
+    def generate(self, tokens_BL: Tensor, *, new_tokens: int, on_token: OnToken) -> Tensor:
+        """Greedy continuations; with a cache in the file, one token a pass over it."""
+        if not self.cached:
+            return super().generate(tokens_BL, new_tokens=new_tokens, on_token=on_token)
+        entering, written, past = tokens_BL, [], self._empty(tokens_BL.shape[0])
+        for number in range(new_tokens):
+            mask_BT = torch.ones(tokens_BL.shape[0], tokens_BL.shape[1] + number, dtype=torch.int64)
+            logits, *past = self._run(entering, mask_BT, past)
+            entering = torch.from_numpy(logits[:, -1:].argmax(-1))
+            written.append(entering)
+            on_token()
+        return torch.cat(written, dim=1)
+
+    def _run(self, tokens_BL: Tensor, mask_BT: Tensor, past: list[Any]) -> list[Any]:
+        feed = dict(zip(INPUTS, (tokens_BL.numpy(), mask_BT.to(torch.int64).numpy()), strict=True))
+        held = {value.name: given for value, given in zip(self.past, past, strict=True)}
+        answer: list[Any] = self.session.run(None, {**feed, **held})
+        return answer
+
+    def _empty(self, batch: int) -> list[Any]:
+        """A past of no tokens."""
+        shapes = [(batch, value.shape[1], 0, value.shape[3]) for value in self.past]
+        return [np.zeros(shape, np.float32) for shape in shapes]
 
 
 def load(path: Path, settings: EngineSettings) -> Engine:
     """An `.onnx` file, a folder that holds one, or a dense checkpoint folder.
 
+    The option `cache` exports a dense decoder with its key-value cache, and asks a file for one.
+
     Raises:
         BadInput: there is none, it cannot be read, or a setting has no meaning here.
     """
     usable = tuple(d for d, p in PROVIDERS.items() if p in onnxruntime.get_available_providers())
-    refuse_settings(settings, engine="onnxruntime", devices=usable)
+    refuse_settings(settings, engine="onnxruntime", devices=usable, known=("cache",))
+    wanted = bool(settings.options.get("cache", False))
     if not path.exists():
         raise BadInput(f"{path}: there is no such file or folder")
     file = onnx_file(path)
@@ -76,10 +106,16 @@ def load(path: Path, settings: EngineSettings) -> Engine:
         "device": settings.device,
     }  # fmt: skip
     if file is not None:
-        return OnnxRuntime(file, **opened)
+        engine = OnnxRuntime(file, **opened)
+        if wanted and not engine.cached:
+            raise BadInput(
+                f"options={{cache: true}}, but {file} has no key-value cache: export it with "
+                "cache=true"
+            )
+        return engine
     model = dense_model(path, engine="onnxruntime")
     with tempfile.TemporaryDirectory() as place:
-        write_dense(model, collect_plan(model), Path(place) / ONNX_FILE)
+        write_dense(model, collect_plan(model), Path(place) / ONNX_FILE, cache=wanted)
         return OnnxRuntime(Path(place) / ONNX_FILE, **opened)
 
 

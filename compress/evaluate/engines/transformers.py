@@ -15,7 +15,7 @@ from compress.evaluate.models import open_model
 class Transformers(Engine):
     """A model of transformers; quantised weights are unpacked: smaller files, no faster kernels."""
 
-    name = "transformers"
+    name, cached = "transformers", True
     version = __version__
 
     def __init__(self, module: Any, *, generates: bool, device: str) -> None:

@@ -43,7 +43,7 @@ class Host:
                     "dtype": dtype or "bfloat16", "enable_prefix_caching": False}  # fmt: skip
         self.llm = vllm.LLM(model=path, **{**settings, **runner, **(options or {})})
         self.facts = {"version": vllm.__version__, "vocab_size": config["vocab_size"],
-                      "generates": self.generates}  # fmt: skip
+                      "generates": self.generates, "cached": True}  # fmt: skip
 
     def serve(
         self, jobs: list[dict[str, Any]], arrivals: list[float] | None
