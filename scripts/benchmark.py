@@ -14,7 +14,7 @@ Often used:
   prompt_tokens=32-128  new_tokens=32  lengths=FILE.jsonl
   price_per_hour=2.5                         dollars a million tokens
   threads=2  dtype=bfloat16  device=cuda  options={max_model_len: 512}
-  engine=server url=http://127.0.0.1:8000    a running server, by `vllm bench serve` or guidellm
+  engine=server url=http://127.0.0.1:8000    a running server; generator=vllm, guidellm or mlperf
   out=benchmark.json
 """
 
