@@ -14,12 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from compress.errors import BadInput, UnsupportedModel
-from compress.export.onnx_program import INPUTS, Logits
+from compress.export.onnx_program import INPUTS, Logits, settle_weights
 from compress.export.reload import quiet
-from compress.transforms import transforms_of
 
 PACKAGE_FILE = "model.pt2"
 
@@ -100,7 +98,5 @@ def _used_weights(student: nn.Module) -> Any:
     copied: Any = copy.deepcopy(student).float().cpu()
     if hasattr(copied, "config"):
         copied.config.use_cache = False
-    for layer in copied.modules():
-        if transforms_of(layer):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    settle_weights(copied)
     return copied

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from compress.errors import BadInput, UnsupportedModel
 from compress.export.onnx_cache import CachedLogits, CacheShape
@@ -186,12 +185,27 @@ def _with_placeholders(student: nn.Module, names: Sequence[str], tables: Sequenc
         table: Any = copied.get_submodule(name)
         held = _TablePlaceholder(table.embedding_dim, number)
         setattr(copied.get_submodule(parent), last, held)
+    settle_weights(copied)
     for layer in copied.modules():
-        if transforms_of(layer):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         if hasattr(layer, INPUT_QUANTIZER):
             raise AssertionError(f"{type(layer).__name__} keeps an input quantiser")
     return copied
+
+
+@torch.no_grad()
+def settle_weights(copied: nn.Module) -> None:
+    """Every transformed weight of a deep copy becomes the plain weight that it gives, in place.
+
+    PyTorch's own `remove_parametrizations` takes the property from the layer's class, which a copy
+    shares with its original: the original would lose its weight.
+    """
+    layers: list[Any] = list(copied.modules())
+    for layer in layers:
+        if transforms_of(layer):
+            weight = layer.weight.detach().clone()
+            layer.__class__ = type(layer).__bases__[0]
+            del layer.parametrizations
+            layer.weight = nn.Parameter(weight)
 
 
 def _register_schema() -> None:

@@ -1,5 +1,7 @@
 """An ONNX export computes what the student computes, for any batch and length, and nothing else."""
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import nn
 
 from compress.errors import UnsupportedModel
-from compress.export.onnx_program import trace
+from compress.export.onnx_program import settle_weights, trace
 from compress.export.onnx_verify import compare_outputs, open_exactly
 from compress.export.plan import collect_plan
 from compress.export.tensorrt import save_onnx, write_dense
@@ -103,3 +105,14 @@ def test_a_model_that_does_not_export_is_named():
 
 def test_every_scheme_is_tried():
     assert {scheme for _, scheme in PAIRS} == set(SCHEMES)
+
+
+def test_settling_a_copys_weights_leaves_the_original_its_own():
+    student = student_of("decoder", "int8")
+    layer = student.model.layers[0].mlp.up_proj
+    before = layer.weight.clone()
+    copied = copy.deepcopy(student)
+    settle_weights(copied)
+    settled = copied.model.layers[0].mlp.up_proj
+    assert type(settled) is nn.Linear and torch.equal(settled.weight, before)
+    assert torch.equal(layer.weight, before) and "weight" not in dict(layer.named_parameters())
