@@ -167,6 +167,8 @@ class Table:
             head_losses(step, named)[0].backward()
             taken = sparse.take_dense_gradients(number) if sparse else {}
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if sparse:
+                sparse.pull_unused()
             adam.step()
             schedule.step()
             adam.zero_grad()

@@ -55,6 +55,9 @@ class CompressionCallback(Callback):
     def advance(self, student: nn.Module, optimizer_step: int) -> None:
         """Bring masks, scales, ... to where they belong after `optimizer_step` steps."""
 
+    def after_clipping(self) -> None:
+        """Add to the gradients what must not count in their norm; just before a step."""
+
     def finalise(self, student: nn.Module) -> nn.Module:
         """What is exported, after the last step: the student itself, or a smaller one."""
         return student

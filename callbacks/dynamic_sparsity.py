@@ -109,6 +109,11 @@ class DynamicSparsity(CompressionCallback):
         if self.sparse is not None:
             self._gradients |= self.sparse.take_dense_gradients(trainer.global_step + 1)
 
+    def after_clipping(self) -> None:
+        """The pull on unused weights: larger than any gradient, so that it must not be clipped."""
+        if self.sparse is not None:
+            self.sparse.pull_unused()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:

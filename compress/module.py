@@ -75,6 +75,13 @@ class CompressionMixin:
             step._count = self.trainer.strategy.reduce(count, reduce_op="mean").clamp(min=1.0)
         return step
 
+    def configure_gradient_clipping(self, *args: Any, **settings: Any) -> None:
+        """Clips as Lightning does; then callbacks add what must not be clipped."""
+        super().configure_gradient_clipping(*args, **settings)  # type: ignore[misc]
+        for callback in self.trainer.callbacks:
+            if hasattr(callback, "after_clipping"):
+                callback.after_clipping()
+
     def _sources(self) -> list[LossSource]:
         return [c for c in self.trainer.callbacks if isinstance(c, LossSource)]
 

@@ -253,6 +253,10 @@ class _Schedule(TrainerCallback):  # type: ignore[misc]
         for callback in trainer.compression:
             callback.on_train_start(trainer.view, trainer.compressed)
 
+    def on_pre_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
+        for callback in self.trainer.compression:
+            callback.after_clipping()
+
     def on_step_end(self, *_: Any, **kwargs: Any) -> None:
         for callback in self.trainer.compression:
             callback.on_train_batch_end(self.trainer.view, self.trainer.compressed)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.sharding import gathered, write
+from compress.sharding import gathered, is_shard, local, share_of, write
 from compress.sparsify.budgets import erk_densities, uniform_densities
 from compress.sparsify.growth import random_scores, regrow
 from compress.sparsify.live import Live
@@ -97,6 +97,20 @@ class SparseLayers:
                 taken[name] = whole.abs()
                 write(gradient, whole * self.masks[name].forward_mask)
         return taken
+
+    @torch.no_grad()
+    def pull_unused(self) -> None:
+        """Adds SR-STE's decay to the gradients; to be called between clipping and the step.
+
+        A weight without a gradient (of a step that is passed over) gets none.
+        """
+        if self.settings.growth != "magnitude":
+            return
+        for name, layer in self.layers.items():
+            weight = trained_weight(layer)
+            pulled = None if weight.grad is None else self.masks[name].pull(gathered(weight))
+            if pulled is not None and weight.grad is not None:
+                local(weight.grad).add_(share_of(pulled, weight) if is_shard(weight) else pulled)
 
     def _update(
         self, step: int, gradients: Mapping[str, Tensor], optimizers: Optimizers

@@ -16,7 +16,7 @@ class MaskWeight(WeightTransform):
 
     Forward equal to backward: static masks, SET (Mocanu 2018), RigL (Evci 2020). Backward a
     superset: Top-KAST (Jayakumar 2020). Backward all ones (`dense_backward`): SR-STE (Zhou 2021),
-    whose decay pulls unused entries to zero: gradient + decay * weight where they are not used.
+    whose decay pulls unused entries to zero: `pull` says by how much.
 
     Args:
         weight: the trained weight; masks take its shape and device, and start as all ones.
@@ -58,8 +58,20 @@ class MaskWeight(WeightTransform):
         """The masked weight."""
         if self.learning_mask is self.forward_mask:
             return apply_mask(weight, self.forward_mask)
-        used: Tensor = _Mask.apply(weight, self.forward_mask, self.learning_mask, self.decay)  # type: ignore[no-untyped-call]
+        used: Tensor = _Mask.apply(weight, self.forward_mask, self.learning_mask)  # type: ignore[no-untyped-call]
         return used
+
+    def pull(self, weight: Tensor) -> Tensor | None:
+        """What SR-STE adds to a gradient: decay * weight where it learns but is not used.
+
+        None where nothing is to be added. It is no part of the backward: there it would count once
+        for each micro-batch and in the norm that clipping looks at, and outweigh the loss.
+        """
+        if not self.decay or self.learning_mask is self.forward_mask:
+            return None
+        unused = weight - apply_mask(weight, self.forward_mask)
+        learning = self.learning_mask
+        return self.decay * (unused if learning is None else apply_mask(unused, learning))
 
     def scheme(self) -> TransformRecord:
         """The mask, its pattern and its density."""
@@ -91,21 +103,11 @@ class MaskWeight(WeightTransform):
 
 class _Mask(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, used: Tensor, learning: Tensor | None, decay: float
-    ) -> Tensor:
-        ctx.decay = decay
-        masked = apply_mask(weight, used)
-        # the layer keeps the masked weight for its own backward: it costs no memory here
-        ctx.save_for_backward(learning, *((weight, masked) if decay else ()))
-        return masked
+    def forward(ctx: Any, weight: Tensor, used: Tensor, learning: Tensor | None) -> Tensor:
+        ctx.save_for_backward(learning)
+        return apply_mask(weight, used)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        learning, *rest = ctx.saved_tensors
-        if ctx.decay:
-            weight, masked = rest
-            # weight - masked is what is not used; two passes over floats are ten times as fast
-            # as torch.where on a boolean mask
-            gradient = torch.add(gradient, weight, alpha=ctx.decay).sub_(masked, alpha=ctx.decay)
-        return (gradient if learning is None else apply_mask(gradient, learning)), None, None, None
+        (learning,) = ctx.saved_tensors
+        return (gradient if learning is None else apply_mask(gradient, learning)), None, None
