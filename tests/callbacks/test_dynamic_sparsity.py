@@ -199,3 +199,31 @@ def test_two_ranks_with_equal_weights_and_gradients_make_equal_masks():
             callback.advance(student, step)
         masks.append([m.forward_mask for m in callback.sparse.masks.values()])
     assert all(a.equal(b) for a, b in zip(*masks, strict=True))
+
+
+class Gradients(L.Callback):
+    """What the optimizer was given in the first step: its square sums by use."""
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        masks = masks_of(pl_module)
+        pairs = [
+            (trained_weight(layer).grad, masks[name].forward_mask)
+            for name, layer in transformed_layers(pl_module.student)
+        ]
+        if trainer.global_step == 1 and pairs[0][0] is not None:
+            self.used = sum(float(gradient[mask].square().sum()) for gradient, mask in pairs)
+            self.unused = sum(float(gradient[~mask].square().sum()) for gradient, mask in pairs)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_pull_is_neither_clipped_nor_multiplied_by_accumulation(accumulate):
+    given = {}
+    for decay in (0.0, 100.0):
+        given[decay] = Gradients()
+        fit("sr-ste", decay=decay, also=[given[decay]], until=2, accumulate=accumulate, every=4)
+    assert given[100.0].used == pytest.approx(given[0.0].used)  # clipped by the loss's norm alone
+    weights = [
+        trained_weight(layer).detach() for _, layer in transformed_layers(fit(until=1)[0].student)
+    ]
+    largest = 100.0**2 * sum(float(w.square().sum()) for w in weights)
+    assert 0.01 * largest < given[100.0].unused < 1.2 * largest  # once, not three times (9x)
