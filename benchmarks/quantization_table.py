@@ -61,10 +61,10 @@ class Settings:
 
 TRAINING: dict[str, tuple[int, float]] = {
     "W8A8": (300, 1e-4),
-    "W4A16 g32": (2000, 5e-4),
+    "W4A16 g32": (4000, 5e-4),
     "W4A8 g32": (2000, 5e-4),
     "W3A16 g32": (1500, 1e-3),
-    "W2A16 g32": (1500, 2e-3),
+    "W2A16 g32": (8000, 2e-3),
 }
 """Steps and peak learning rate, tried on other rows than the table's: coarser grids, farther."""
 
