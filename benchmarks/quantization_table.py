@@ -257,6 +257,8 @@ def write(path: Path, table: Table, dense: float, rows: list[list[Any]]) -> None
             f"lower-cased stories; dense loss {dense:.4f} nats/token on {settings.rows} held-out "
             f"rows of {stories.LENGTH} tokens, {PARTS[settings.part]}.",
             *(training_notes(settings, rates) if settings.measure else dict.fromkeys(table.tried)),
+            "Above 100 %: students train on, and the dense model, adapted for "
+            f"{stories.ADAPT['steps']} steps, had more to learn.",
             f"Seeds {settings.seeds}: of calibration rows ({CALIBRATION_ROWS}) and of training "
             "order; with several, mean ± standard deviation. Best PTQ start of rtn, mse, "
             "smoothquant (where inputs are quantised) and gptq.",
