@@ -26,6 +26,8 @@ def as_patterns(patterns: str | Iterable[str] | None) -> list[str]:
     if patterns is None:
         return []
     listed = patterns.split(",") if isinstance(patterns, str) else patterns
+    if not isinstance(listed, Iterable) or not all(isinstance(one, str) for one in listed):
+        raise BadInput(f"{patterns!r}: a name pattern such as '*down_proj', or a list, is expected")
     return [pattern.strip() for pattern in listed if pattern.strip()]
 
 

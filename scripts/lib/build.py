@@ -17,6 +17,7 @@ from compress.checkpoint_student import student_from_checkpoint
 from compress.errors import BadInput, UnsupportedModel
 from compress.models import config_of
 from compress.scripts.lib.embedded import embedded_model
+from compress.scripts.lib.signatures import signature_problems
 from compress.scripts.lib.targets import import_callback, import_data
 from compress.students import student_from_teacher
 from compress.teachers.checkpoints import checkpoint_folder
@@ -48,6 +49,8 @@ def build_data(config: DictConfig, tokenizer: Any | None) -> Any:
     """The train, validation and test parts that `data` describes."""
     settings = OmegaConf.to_container(config.data, resolve=True)
     target = import_data(settings.pop("_target_"), list(config.allow_modules))
+    if problems := list(signature_problems("data", target, settings)):
+        raise BadInput("\n".join(problems))
     return target(tokenizer=tokenizer, cache_dir=cache_folder() / "data", **settings)
 
 
@@ -169,12 +172,27 @@ def check_pair(teacher: torch.nn.Module | None, student: torch.nn.Module, tokeni
 
 
 def build_callbacks(config: DictConfig) -> list[L.Callback]:
-    """The recipe's callbacks, in its order."""
+    """The recipe's callbacks, in its order.
+
+    Raises:
+        BadInput: settings of a kind that a callback does not take, all listed, or what it refuses.
+    """
+    asked = OmegaConf.to_container(config.callbacks, resolve=True)
+    targets = {
+        name: import_callback(settings.pop("_target_"), list(config.allow_modules))
+        for name, settings in asked.items()
+    }
+    problems = [
+        problem
+        for name, target in targets.items()
+        for problem in signature_problems(f"callbacks.{name}", target, asked[name])
+    ]
+    if problems:
+        raise BadInput("\n".join(problems))
     made = []
-    for name, settings in OmegaConf.to_container(config.callbacks, resolve=True).items():
-        target = import_callback(settings.pop("_target_"), list(config.allow_modules))
+    for name, target in targets.items():
         try:
-            made.append(target(**settings))
+            made.append(target(**asked[name]))
         except (TypeError, ValueError) as error:
             raise BadInput(f"callbacks.{name}: {error}") from error
     return made

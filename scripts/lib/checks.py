@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import BadInput, did_you_mean
+from compress.scripts.lib.devices import device_problems
 from compress.scripts.lib.launch import rank_here
 from compress.scripts.lib.limits import limit_problems
 from compress.scripts.lib.strategies import strategy_problems
@@ -28,6 +29,7 @@ def check_paths(config: Any) -> None:
         *_together_problems(config),
         *_run_dir_problems(config),
         *strategy_problems(config),
+        *device_problems(config.trainer),
         *_host_problems(config),
         *task_problems(config),
     ]
@@ -43,12 +45,14 @@ def _data_problems(config: Any) -> Iterator[str]:
         paths = [named] if isinstance(named, str) else list(named)
         if not paths:
             yield f"data.{key}=[]: the list is empty"
-        yield from (f"data.{key}={p}: {why}" for p in paths if (why := _why_absent(p)))
+        yield from (f"data.{key}={p!s:.200}: {why}" for p in paths if (why := _why_absent(p)))
 
 
 def _why_absent(path: Any) -> str | None:
-    if not isinstance(path, str) or not path or "\0" in path:
+    if not isinstance(path, str) or not path:
         return "this is no path"
+    if why := _why_no_path(path):
+        return why
     place = Path(path).expanduser()
     if glob.has_magic(path) or place.exists():
         return None
@@ -56,10 +60,22 @@ def _why_absent(path: Any) -> str | None:
     return f"there is no such file or folder.{did_you_mean(place.name, siblings)}"
 
 
+def _why_no_path(path: str) -> str | None:
+    """Why the machine cannot even look there: a name too long, a folder that is closed to us."""
+    try:
+        Path(path).expanduser().exists()
+        return "this is no path" if "\0" in path else None
+    except (OSError, RuntimeError) as error:  # the latter: the home of a user that is not there
+        return f"this is no path to use ({getattr(error, 'strerror', None) or error})"
+
+
 def _model_problems(config: Any) -> Iterator[str]:
     for who in ("teacher", "student"):
         path = config[who].get("path")
         if path is None:
+            continue
+        if why := _why_no_path(path):
+            yield f"{who}.path={path:.80}: {why}"
             continue
         looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
@@ -77,9 +93,11 @@ def _host_problems(config: Any) -> Iterator[str]:
         yield f"teacher.path=null: teacher.host={teacher.host} needs the checkpoint's folder"
     if teacher.host == "deepspeed" and teacher.deepspeed.offload == "nvme":
         place = teacher.deepspeed.nvme_path
-        if place is None or not Path(place).is_dir():
+        if not isinstance(place, str) or _why_no_path(place) or not Path(place).is_dir():
             yield f"teacher.deepspeed.nvme_path={place}: offload=nvme needs a folder on that disk"
-    if teacher.host == "cached" and teacher.cache is not None and "cache" not in config:
+    if teacher.cache is not None and (why := _why_no_path(teacher.cache)):
+        yield f"teacher.cache={teacher.cache:.80}: {why}"
+    elif teacher.host == "cached" and teacher.cache is not None and "cache" not in config:
         folder = Path(teacher.cache).expanduser()
         if not any(folder.glob("manifest-*.json")):
             yield (
@@ -100,15 +118,17 @@ def _together_problems(config: Any) -> Iterator[str]:
         hidden, layers = config.teacher.hidden, config.student.get("layers")
         if hidden < 64 or hidden % 64:
             yield f"teacher.hidden={hidden}: must be a multiple of 64 (two heads of 32 a group)"
-        if isinstance(layers, int) and layers > config.teacher.layers:
-            yield (
-                f"student.layers={layers}: the teacher has {config.teacher.layers} layers "
-                "(teacher.layers)"
-            )
+        known = config.teacher.layers
+        if isinstance(layers, int) and isinstance(known, int) and layers > known:
+            yield (f"student.layers={layers}: the teacher has {known} layers (teacher.layers)")
 
 
 def _run_dir_problems(config: Any) -> Iterator[str]:
-    if config.ckpt not in (None, "last") and not Path(str(config.ckpt)).is_file():
+    for key in ("ckpt", "run_dir"):
+        if config[key] is not None and (why := _why_no_path(config[key])):
+            yield f"{key}={config[key]:.80}: {why}"
+            return
+    if config.ckpt not in (None, "last") and not Path(config.ckpt).is_file():
         yield f"ckpt={config.ckpt}: there is no such file (last: run_dir's newest)"
     if config.run_dir is None or rank_here() > 0:  # rank 0 may have begun to write there
         return

@@ -5,6 +5,7 @@ Imports nothing heavy: a misspelt key or a word where a number belongs is told w
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,12 @@ def check_kinds(config: Any, defaults: Any) -> None:
 def _kind_problems(node: Any, defaults: Any, where: str) -> Iterator[str]:
     for key, default in defaults.items():
         place = f"{where}{key}"
-        if key in PATHS and not _is_word(node.get(key), lists=where == "data."):
+        lists, groups = where == "data.", place == "cache"
+        if key in PATHS and not _is_word(node.get(key), lists=lists, groups=groups):
             yield f"{place}={node[key]!r}: a word is expected (in quotes, where it is a number)"
-        if key not in node or node[key] is None or default is None or key in OF_MANY_KINDS:
+        if key not in node or default is None or key in OF_MANY_KINDS:
+            continue
+        if node[key] is None and not (isinstance(default, dict | list) and _is_ours(where)):
             continue
         expected = _expected(node[key], default)
         if expected:
@@ -86,9 +90,15 @@ def _kind_problems(node: Any, defaults: Any, where: str) -> Iterator[str]:
             yield from _kind_problems(node[key], default, f"{place}.")
 
 
-def _is_word(value: Any, *, lists: bool) -> bool:
-    # the group `cache` of a recipe, and a missing value, are judged elsewhere
-    return isinstance(value, str | dict | None) or (lists and isinstance(value, list))
+def _is_ours(where: str) -> bool:
+    """Not a callback's: some of these take null for a group or a list."""
+    return not where.startswith("callbacks.")
+
+
+def _is_word(value: Any, *, lists: bool, groups: bool) -> bool:
+    # a missing value is judged elsewhere
+    kinds = (str, type(None), *((list,) if lists else ()), *((dict,) if groups else ()))
+    return isinstance(value, kinds)
 
 
 def _expected(value: Any, default: Any) -> str | None:
@@ -99,8 +109,18 @@ def _expected(value: Any, default: Any) -> str | None:
     if isinstance(default, dict):
         return None if isinstance(value, dict) else "a group of settings"
     if isinstance(default, list):
-        return None if isinstance(value, list) else "a list, such as [a,b],"
+        return _expected_list(value, default)
     return "a word" if isinstance(value, dict | bool) else None
+
+
+def _expected_list(value: Any, default: list[Any]) -> str | None:
+    numbers = bool(default) and not isinstance(default[0], str)
+    if not isinstance(value, list):
+        return "a list, such as [1,16]," if numbers else "a list, such as [a,b],"
+    if numbers:
+        return next((said for one in value if (said := _expected_number(one, default[0]))), None)
+    words = all(isinstance(one, str) for one in value)
+    return None if words else "a list of words (in quotes, where they are numbers)"
 
 
 def _expected_number(value: Any, default: float) -> str | None:
@@ -136,6 +156,7 @@ def check_callback_settings(callbacks: Any, folder: Path) -> None:
         raise BadInput("\n".join(problems))
 
 
+@cache
 def _settings_by_target(folder: Path) -> dict[str, list[str]]:
     import yaml
 

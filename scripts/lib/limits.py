@@ -63,6 +63,7 @@ NUMBERS: Mapping[str, Limits] = {
     "trainer.validate_every": COUNT,
     "trainer.validation_batches": COUNT,
     "trainer.workers": NOT_NEGATIVE,
+    "trainer.patience": COUNT,
     "training.learning_rate": POSITIVE,
     "training.weight_decay": NOT_NEGATIVE,
     "training.warmup_steps": NOT_NEGATIVE,
@@ -71,7 +72,9 @@ NUMBERS: Mapping[str, Limits] = {
     "training.beta2": Limits(low=0, high=1, open_high=True),
 }
 
-MAY_BE_NULL = ("data.max_bytes", "data.max_rows", "student.layers", "trainer.clip_norm")
+MAY_BE_NULL = (
+    "data.max_bytes", "data.max_rows", "student.layers", "trainer.clip_norm", "trainer.patience",
+)  # fmt: skip
 
 WORDS: Mapping[str, tuple[str | None, ...]] = {
     "task": ("causal_lm", "classification", "embedding"),
