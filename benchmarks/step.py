@@ -278,7 +278,8 @@ def write(settings: Settings, lines: list[dict[str, object]]) -> None:
     columns = ["name", "ratio", "ratio_of_fastest", "saved_extra"]
     one = settings.device == "cpu" and settings.threads == 1
     facts = {
-        "title": "One training step under each compression method",
+        "title": "One training step under each compression method"
+        + (", compiled" if settings.compile else ""),
         "question": "How much longer is a step, and how much more does it keep for backward?",
         "command": f"python benchmarks/step.py {' '.join(sys.argv[1:])}",
         "machine": machine(settings), "date": time.strftime("%Y-%m-%d"),
