@@ -270,7 +270,8 @@ def write(path: Path, rows: list[list[Any]], table: Table) -> None:
             "labels alone, but for 2:4 + W8A8 + distillation (half the weight on the dense start's "
             "distributions, masks that stand). Masks on all linear layers but the head, uniform "
             "over layers; updates each 5 % of the run (SET and RigL: 10 %, a tenth exchanged) "
-            "until 75 % (gradual: 50 %). Loss on 256 held-out rows; kept = exp(dense - loss); "
+            f"until 75 % (gradual: 50 %). Loss on {table.words['rows']} held-out rows; kept = "
+            "exp(dense - loss); "
             f"mean over seeds {table.words['seeds']} of data order and random growth.",
             *([] if table.steps >= 300 and "," in table.words["seeds"] else [SHORT]),
             *verdicts(rows),
