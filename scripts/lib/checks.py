@@ -116,7 +116,7 @@ def _together_problems(config: Any) -> Iterator[str]:
         )
     if config.teacher.kind == "embedded":
         hidden, layers = config.teacher.hidden, config.student.get("layers")
-        if hidden < 64 or hidden % 64:
+        if not isinstance(hidden, int) or hidden < 64 or hidden % 64:
             yield f"teacher.hidden={hidden}: must be a multiple of 64 (two heads of 32 a group)"
         known = config.teacher.layers
         if isinstance(layers, int) and isinstance(known, int) and layers > known:

@@ -29,6 +29,7 @@ WRONG = {
     "data.exclude=tests": "a list",
     "data.validation_share=2": "less than 1",
     "teacher.hidden=100": "multiple of 64",
+    "teacher.hidden=null": "multiple of 64",
     "student.layers=9": "the teacher has 6 layers",
     "task=causal": "causal_lm",
     "export_dtype=int8": "float32",
