@@ -63,7 +63,11 @@ def batch_of(settings: Settings) -> dict[str, torch.Tensor]:
 
 
 def training_step(
-    settings: Settings, model: nn.Module, teacher: object = None, terms: tuple[object, ...] = ()
+    settings: Settings,
+    model: nn.Module,
+    teacher: object = None,
+    terms: tuple[object, ...] = (),
+    after_backward: Callable[[], None] = lambda: None,
 ) -> Callable[[], None]:
     """Forward, chunked loss, backward, AdamW: what `CompressionModule` does, without a trainer."""
     from compress.contract import Step, Want
@@ -83,6 +87,7 @@ def training_step(
         named |= {f"term{i}": make(seen) for i, make in enumerate(terms)}
         loss, _ = head_losses(seen, named)
         loss.backward()
+        after_backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -108,7 +113,11 @@ def quantised(**scheme: object) -> Callable[[Settings], Callable[[], None]]:
     return arm
 
 
-def distilled(settings: Settings, model: nn.Module | None = None) -> Callable[[], None]:
+def distilled(
+    settings: Settings,
+    model: nn.Module | None = None,
+    after_backward: Callable[[], None] = lambda: None,
+) -> Callable[[], None]:
     """Half the weight on a teacher twice as deep."""
     from compress.distill.build import LogitSettings, teacher_term
     from compress.teachers.local import LocalTeacher
@@ -118,7 +127,11 @@ def distilled(settings: Settings, model: nn.Module | None = None) -> Callable[[]
     )
     model = model_of(settings) if model is None else model
     return training_step(
-        settings, model, teacher, (lambda step: teacher_term(step, LogitSettings()),)
+        settings,
+        model,
+        teacher,
+        (lambda step: teacher_term(step, LogitSettings()),),
+        after_backward,
     )
 
 
@@ -131,21 +144,23 @@ def quantised_distilled(settings: Settings) -> Callable[[], None]:
     return distilled(settings, model)
 
 
-def add_masks(model: nn.Module) -> None:
-    """2:4 masks with a dense backward on every linear layer but the head, as SR-STE trains them."""
+def add_masks(model: nn.Module) -> Callable[[], None]:
+    """2:4 masks with a dense backward on every linear layer but the head, as SR-STE trains them.
+
+    Returns what pulls unused weights between backward and the optimizer's step.
+    """
     from compress.sparsify.dynamics import SparseLayers
     from compress.sparsify.settings import SparsitySettings
     from compress.targets import choose_layers
 
-    settings = SparsitySettings(pattern="2:4", decay=2e-4, stop=1000, every=100)
-    SparseLayers(choose_layers(model), settings)
+    settings = SparsitySettings(pattern="2:4", stop=1000, every=100)
+    return SparseLayers(choose_layers(model), settings).pull_unused
 
 
 def masked(settings: Settings) -> Callable[[], None]:
     """A mask in the chain of each weight; between two updates, as nearly every step is."""
     model = model_of(settings)
-    add_masks(model)
-    return training_step(settings, model)
+    return training_step(settings, model, after_backward=add_masks(model))
 
 
 def masked_quantised_distilled(settings: Settings) -> Callable[[], None]:
@@ -153,9 +168,9 @@ def masked_quantised_distilled(settings: Settings) -> Callable[[], None]:
     from compress.quantize import prepare
 
     model = model_of(settings)
-    add_masks(model)
+    pull = add_masks(model)
     prepare(model, scheme="W8A8")
-    return distilled(settings, model)
+    return distilled(settings, model, pull)
 
 
 ARMS: dict[str, Callable[[Settings], Callable[[], None]]] = {

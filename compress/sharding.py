@@ -173,11 +173,13 @@ def gathered(tensor: Any) -> Tensor:
 def write(tensor: Tensor, whole: Tensor) -> None:
     """Take over a whole tensor's values: this rank's share of them, or all."""
     if tensor is not whole:
-        local(tensor).copy_(share_of(whole, tensor) if is_shard(tensor) else whole)
+        local(tensor).copy_(share_of(whole, tensor))
 
 
 def share_of(whole: Tensor, like: Any) -> Tensor:
-    """The rows of `whole` that this rank holds of a tensor shared out as `like` is."""
+    """The rows of `whole` that this rank holds of a tensor shared out as `like` is; else all."""
+    if not is_shard(like):
+        return whole
     (placement,), mesh = like.placements, like.device_mesh
     parts = torch.chunk(whole, mesh.size(), dim=placement.dim)
     rank = mesh.get_local_rank()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.sharding import gathered, is_shard, local, share_of, write
+from compress.sharding import gathered, local, share_of, write
 from compress.sparsify.budgets import erk_densities, uniform_densities
 from compress.sparsify.growth import random_scores, regrow
 from compress.sparsify.live import Live
@@ -15,7 +15,7 @@ from compress.sparsify.metrics import churn, layer_record, overall_record
 from compress.sparsify.moments import reset_moments, state_of
 from compress.sparsify.settings import SparsitySettings
 from compress.sparsify.transform import MaskWeight
-from compress.transforms import attach_transform, trained_weight
+from compress.transforms import apply_mask, attach_transform, trained_weight
 
 Optimizers = Iterable[torch.optim.Optimizer]
 
@@ -107,10 +107,10 @@ class SparseLayers:
         if self.settings.growth != "magnitude":
             return
         for name, layer in self.layers.items():
-            weight = trained_weight(layer)
-            pulled = None if weight.grad is None else self.masks[name].pull(gathered(weight))
-            if pulled is not None and weight.grad is not None:
-                local(weight.grad).add_(share_of(pulled, weight) if is_shard(weight) else pulled)
+            weight, mask = trained_weight(layer), self.masks[name].pulled_mask
+            if mask is not None and weight.grad is not None:
+                unused = apply_mask(local(weight), share_of(mask, weight))
+                local(weight.grad).add_(unused, alpha=self.settings.decay)
 
     def _update(
         self, step: int, gradients: Mapping[str, Tensor], optimizers: Optimizers

@@ -16,7 +16,7 @@ class MaskWeight(WeightTransform):
 
     Forward equal to backward: static masks, SET (Mocanu 2018), RigL (Evci 2020). Backward a
     superset: Top-KAST (Jayakumar 2020). Backward all ones (`dense_backward`): SR-STE (Zhou 2021),
-    whose decay pulls unused entries to zero: `pull` says by how much.
+    whose decay pulls unused entries to zero: decay * weight where `pulled_mask` says.
 
     Args:
         weight: the trained weight; masks take its shape and device, and start as all ones.
@@ -61,17 +61,17 @@ class MaskWeight(WeightTransform):
         used: Tensor = _Mask.apply(weight, self.forward_mask, self.learning_mask)  # type: ignore[no-untyped-call]
         return used
 
-    def pull(self, weight: Tensor) -> Tensor | None:
-        """What SR-STE adds to a gradient: decay * weight where it learns but is not used.
+    @property
+    def pulled_mask(self) -> Tensor | None:
+        """Entries that learn but are not used: SR-STE's decay pulls them; None without a decay.
 
-        None where nothing is to be added. It is no part of the backward: there it would count once
-        for each micro-batch and in the norm that clipping looks at, and outweigh the loss.
+        The pull is no part of the backward: there it would count once for each micro-batch and in
+        the norm that clipping looks at, and outweigh the loss.
         """
-        if not self.decay or self.learning_mask is self.forward_mask:
-            return None
-        unused = weight - apply_mask(weight, self.forward_mask)
         learning = self.learning_mask
-        return self.decay * (unused if learning is None else apply_mask(unused, learning))
+        if not self.decay or learning is self.forward_mask:
+            return None
+        return ~self.forward_mask if learning is None else learning & ~self.forward_mask
 
     def scheme(self) -> TransformRecord:
         """The mask, its pattern and its density."""
