@@ -6,6 +6,7 @@ The subject is `stories.adapted()`: dense model, teacher and starting point alik
 measured on the same held-out rows; `part=tune` tries settings on others. Finished arms are
 kept in the cache, so that a stopped run goes on; `fresh=true` measures them again, and
 `measure=false` writes what is there, each trained arm by the best settings that were tried.
+Rows of schemes that are not named stay in `out` as an earlier run wrote them.
 """
 
 import copy
@@ -62,7 +63,7 @@ class Settings:
 TRAINING: dict[str, tuple[int, float]] = {
     "W8A8": (300, 1e-4),
     "W4A16 g32": (4000, 5e-4),
-    "W4A8 g32": (2000, 5e-4),
+    "W4A8 g32": (4000, 5e-4),
     "W3A16 g32": (1500, 1e-3),
     "W2A16 g32": (8000, 2e-3),
 }
@@ -242,6 +243,7 @@ def main() -> None:
 def write(path: Path, table: Table, dense: float, rows: list[list[Any]]) -> None:
     """The results file: what was asked, on what, how, and which goals were met."""
     settings = table.settings
+    rows, kept_notes = with_kept(path, rows)
     words = " ".join(word for word in sys.argv[1:] if not word.startswith("measure="))
     rates = {scheme: training_of(scheme, settings) for scheme in settings.schemes.split(",")}
     facts = {
@@ -262,11 +264,25 @@ def write(path: Path, table: Table, dense: float, rows: list[list[Any]]) -> None
             f"Seeds {settings.seeds}: of calibration rows ({CALIBRATION_ROWS}) and of training "
             "order; with several, mean ± standard deviation. Best PTQ start of rtn, mse, "
             "smoothquant (where inputs are quantised) and gptq.",
+            *kept_notes,
             *verdicts(rows),
         ],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def with_kept(path: Path, rows: list[list[Any]]) -> tuple[list[list[Any]], list[str]]:
+    """The new rows among those of other schemes that `path` holds, and what it notes of these."""
+    if not path.exists():
+        return rows, []
+    before = json.loads(path.read_text())
+    new = {row[0]: row for row in rows}
+    kept = {row[0]: row for row in before["rows"] if row[0] not in new}
+    notes = [n for n in before["notes"] if n.startswith(tuple(f"{name}, " for name in kept))]
+    told = f"Measured {before['date']}: {', '.join(kept)}." if kept else ""
+    order = sorted(kept | new, key=list(SCHEMES).index)
+    return [(kept | new)[name] for name in order], [*([told] if told else []), *notes]
 
 
 PARTS = {

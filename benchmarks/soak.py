@@ -1,9 +1,10 @@
 """A long training with every callback, caches, checkpoints and loggers on: does anything grow?
 
-    taskset -c 1 nice -n 10 python benchmarks/soak.py minutes=120 out=docs/results/soak.json
+    taskset -c 1 python benchmarks/soak.py minutes=120 out=docs/results/soak.json
 
-Once a minute (`sample_seconds`) it notes memory, open files, threads, CPU seconds a step (a busy
-machine does not matter to them) and the bytes on disk, appends them to `out`.jsonl, and writes
+Once a minute (`sample_seconds`) it notes memory, open files, threads, CPU time of a step, the same
+over that of a fixed piece of work done after every step (programs beside it move both, through
+caches and clocks; the ratio is the program's own) and the bytes on disk, appends them to `out`.jsonl, and writes
 `out` anew: a line is fitted to each figure after the first `warmup` of the time. A figure is flat
 where the slope's 95 % interval holds 0, or where its whole rise is no more than the noise.
 """
@@ -47,6 +48,7 @@ FIGURES = {
     "threads": ("threads", ""),
     "Python objects": ("objects", ""),
     "CPU time of a step": ("step_cpu_ms", "ms"),
+    "CPU time of a step over fixed work": ("step_over_fixed", ""),
     "checkpoints on disk": ("checkpoint_mb", "MB"),
     "teacher cache on disk": ("cache_mb", "MB"),
 }
@@ -65,21 +67,27 @@ class Watch(L.Callback):
         """The clocks start."""
         self.start = self.due = time.monotonic()
         self.due += self.settings.sample_seconds
-        self.cpu, self.step = time.process_time(), trainer.global_step
+        self._count_anew(trainer)
+
+    def _count_anew(self, trainer: L.Trainer) -> None:
+        self.cpu, self.step, self.fixed = time.process_time(), trainer.global_step, 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """A sample where one is due."""
+        """The fixed work, and a sample where one is due."""
+        self.fixed += soak_setup.fixed_work()
         now = time.monotonic()
         if now >= self.due and trainer.global_step > self.step:
             cpu = time.process_time()
             steps = trainer.global_step - self.step
             sample = {"hours": (now - self.start) / 3600, "step": trainer.global_step}
-            sample["step_cpu_ms"] = 1e3 * (cpu - self.cpu) / steps
+            own = cpu - self.cpu - self.fixed
+            sample["step_cpu_ms"] = 1e3 * own / steps
+            sample["step_over_fixed"] = own / self.fixed
             sample |= soak_setup.process_figures() | soak_setup.megabytes(self.places)
             self.samples.append(sample)
             self.due = now + self.settings.sample_seconds
             report(self.settings, self.samples)
-            self.cpu, self.step = time.process_time(), trainer.global_step
+            self._count_anew(trainer)
         trainer.should_stop = now - self.start >= 60 * self.settings.minutes
 
 
@@ -115,7 +123,7 @@ def write(settings: Settings, kept: list[dict[str, float]], *, steps: int, hours
         settings.out,
         title="Soak: a long training with everything on",
         question="Do memory, open files and the time of a step stay flat?",
-        command="taskset -c 1 nice -n 10 python benchmarks/soak.py "
+        command="taskset -c 1 python benchmarks/soak.py "
         f"minutes={settings.minutes:g} seed={settings.seed} out={settings.out}",
         columns=["figure", "mean", "an hour [95 %]", "rise in all", "noise", "verdict"],
         rows=rows,
