@@ -53,7 +53,9 @@ def compose(words: list[str], *, primary: str = "train") -> Any:
             base = hydra_compose(primary, overrides=choices)
             defaults = OmegaConf.to_container(base)
             check_keys([w for w in words if w not in choices], defaults)
-            check_top(base, hydra_compose(primary, overrides=[w for w in choices if _is_group(w)]))
+            groups = [w for w in choices if _is_group(w)]
+            known = base if groups == choices else hydra_compose(primary, overrides=groups)
+            check_top(base, known)
             config = hydra_compose(primary, overrides=words)
             OmegaConf.resolve(config)
         except (HydraException, OmegaConfBaseException) as error:
