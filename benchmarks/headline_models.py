@@ -38,8 +38,8 @@ RUNS = {
 """Model -> words of `scripts/train.py`."""
 FOLDERS = {"decoder": "decoder-2-400", "encoder": "encoder-3-100"}
 EXCLUDED = {"decoder": None, "encoder": "*classifier,*pooler*"}
-TARGETS = {"vllm": "vllm", "onnxruntime": "tensorrt"}
-DTYPES = {"vllm": "bfloat16", "onnxruntime": "float32"}
+TARGETS = {"vllm": "vllm", "onnxruntime": "tensorrt", "onnxruntime-cached": "tensorrt"}
+DTYPES = {"vllm": "bfloat16", "onnxruntime": "float32", "onnxruntime-cached": "float32"}
 
 
 def cache() -> Path:
@@ -58,7 +58,10 @@ def made(name: str, engine: str, *, batches: int) -> dict[str, Any]:
         )
         assert original is not None
         student = restored.student if engine == "vllm" else static_twin(restored, name)
-        result = export(student, target=TARGETS[engine], path=folder, dtype=DTYPES[engine])
+        cached = {"cache": True} if engine.endswith("-cached") else {}
+        result = export(
+            student, target=TARGETS[engine], path=folder, dtype=DTYPES[engine], **cached
+        )
         found = {
             "original": str(original), "verified": result.verified,
             "max_abs_logit_diff": result.verification.max_abs_logit_diff,

@@ -4,9 +4,10 @@
 
 Once a minute (`sample_seconds`) it notes memory, open files, threads, CPU time of a step, the same
 over that of a fixed piece of work done after every step (programs beside it move both, through
-caches and clocks; the ratio is the program's own) and the bytes on disk, appends them to `out`.jsonl, and writes
-`out` anew: a line is fitted to each figure after the first `warmup` of the time. A figure is flat
-where the slope's 95 % interval holds 0, or where its whole rise is no more than the noise.
+caches and clocks; the ratio is the program's own) and the bytes on disk. It appends them to
+`out`.jsonl and writes `out` anew: a line is fitted to each figure after the first `warmup` of the
+time. A figure is flat where the slope's 95 % interval holds 0, or where its whole rise is no more
+than the noise.
 """
 
 import json

@@ -1,6 +1,7 @@
 """The headline says what was missed, and why; onnxruntime's table writes its own notes."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -83,3 +84,29 @@ def test_the_size_with_berts_vocabulary_is_counted(headline, tmp_path):
     # 28,474 rows more: 43.7 MB in float32, 21.9 in bfloat16, 10.9 and their scales in int8
     assert "would be 3.11 (table in bfloat16" in headline.with_berts_vocabulary("vllm", small)
     assert "would be 4.97 (table in int8" in headline.with_berts_vocabulary("onnxruntime", small)
+
+
+def test_rows_that_are_not_measured_again_stay_with_their_notes(headline, tmp_path):
+    path, old = tmp_path / "headline.json", filled(headline, latency=0.2)
+    headline.add(old, "encoder", "vllm", subject(), measured())
+    path.write_text(json.dumps({**old, "date": "2001-01-01"}))
+    new = headline.table_of([], headline.Settings())
+    headline.add(new, "decoder", "onnxruntime", subject(), measured(latency=0.9))
+    table = headline.with_kept(path, new)
+    assert [row[:2] for row in table["rows"]] == [
+        ["decoder", "vllm"], ["decoder", "onnxruntime"], ["encoder", "vllm"],
+    ]  # fmt: skip
+    assert table["headline"]["latency_ratio"] == 0.2
+    assert "2001-01-01: decoder in vllm, encoder in vllm" in table["notes"]
+    assert any(note.startswith("encoder in vllm misses") for note in table["notes"])
+
+
+def test_schemes_that_are_not_measured_again_stay_in_their_table(tmp_path, monkeypatch):
+    table = program("quantization_table", monkeypatch)
+    path = tmp_path / "quantization.json"
+    rows = [["W8A8", 1], ["W4A8 g32", 2]]
+    notes = ["W8A8, qat: a", "W4A8 g32, qat: b", "W4A8 g32: recovers little"]
+    path.write_text(json.dumps({"date": "2001-01-01", "rows": rows, "notes": notes}))
+    kept, told = table.with_kept(path, [["W4A16 g32", 3], ["W4A8 g32", 4]])
+    assert kept == [["W8A8", 1], ["W4A16 g32", 3], ["W4A8 g32", 4]]
+    assert told == ["Measured 2001-01-01: W8A8.", "W8A8, qat: a"]
