@@ -88,17 +88,17 @@ def test_the_size_with_berts_vocabulary_is_counted(headline, tmp_path):
 
 def test_rows_that_are_not_measured_again_stay_with_their_notes(headline, tmp_path):
     path, old = tmp_path / "headline.json", filled(headline, latency=0.2)
-    headline.add(old, "encoder", "vllm", subject(), measured())
+    headline.add(old, "decoder", "onnxruntime-cached", subject(), measured())
     path.write_text(json.dumps({**old, "date": "2001-01-01"}))
     new = headline.table_of([], headline.Settings())
     headline.add(new, "decoder", "onnxruntime", subject(), measured(latency=0.9))
     table = headline.with_kept(path, new)
     assert [row[:2] for row in table["rows"]] == [
-        ["decoder", "vllm"], ["decoder", "onnxruntime"], ["encoder", "vllm"],
+        ["decoder", "vllm"], ["decoder", "onnxruntime-cached"], ["decoder", "onnxruntime"],
     ]  # fmt: skip
     assert table["headline"]["latency_ratio"] == 0.2
-    assert "2001-01-01: decoder in vllm, encoder in vllm" in table["notes"]
-    assert any(note.startswith("encoder in vllm misses") for note in table["notes"])
+    assert "2001-01-01: decoder in vllm, decoder in onnxruntime-cached" in table["notes"]
+    assert any(note.startswith("decoder in onnxruntime-cached misses") for note in table["notes"])
 
 
 def test_schemes_that_are_not_measured_again_stay_in_their_table(tmp_path, monkeypatch):
