@@ -19,18 +19,9 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-import torch
-
-from compress.data import text_files
-from compress.data.read_files import ROWS, kind_of, read_blocks, read_rows, text_in
 from compress.errors import CompressError
-from compress.scripts.lib.checkpoints import load_checkpoint
-from compress.scripts.lib.checks import check_paths
-from compress.scripts.lib.config import compose
-from compress.teachers.local import load_hf_teacher
-from tests.data.texts import story_rows, write_lines
 from tests.fuzz import inputs
-from tests.tiny import tiny_llama
+from tests.fuzz.readers import Readers
 
 SECONDS, WALL_SECONDS = 30, 300
 """More CPU time is a hang, whatever else the machine does; so is waiting for so long."""
@@ -46,66 +37,29 @@ class Attacks:
 
     def __init__(self, folder: Path) -> None:
         """Makes the sound inputs that are then broken."""
-        self.folder = folder
-        self.rows = write_lines(folder / "rows.jsonl", story_rows(20))
-        self.sizes = {"vocab_size": 280, "sequence_length": 8, "cache_dir": folder / "cache"}
-        self.cache = folder / "cache" / text_files(path=self.rows, **self.sizes).fingerprint
-        torch.save({"state_dict": {"w": torch.arange(64.0)}, "global_step": 1}, folder / "a.ckpt")
-        self.checkpoint = (folder / "a.ckpt").read_bytes()
-        tiny_llama(layers=1).save_pretrained(folder / "model")
-        self.weights = (folder / "model" / "model.safetensors").read_bytes()
-        self.graph = _sound_onnx()
+        self.readers = Readers(folder)
 
     def recipes(self, draw: random.Random) -> None:
-        check_paths(compose(inputs.words(draw)))
+        self.readers.recipe(inputs.words(draw))
 
     def data_files(self, draw: random.Random) -> None:
-        name, data = inputs.data_file(draw)
-        path = self.folder / name
-        path.write_bytes(data)
-        if kind_of(path) in ROWS:
-            for row in read_rows(path, ["text"]):
-                text_in(row, "text", path)
-        else:
-            for _ in read_blocks(path):
-                pass
+        self.readers.data_file(*inputs.data_file(draw))
 
     def data_caches(self, draw: random.Random) -> None:
-        victim = draw.choice([p for p in sorted(self.cache.rglob("*")) if p.is_file()])
-        whole = victim.read_bytes()
-        try:
-            victim.write_bytes(inputs.damaged(whole, draw))
-            data = text_files(path=self.rows, **self.sizes)
-            assert len(data.train) and data.train[0]["input_ids"].shape == (8,)
-        finally:
-            victim.write_bytes(whole)
+        victim = draw.choice(self.readers.cache_files())
+        self.readers.cache_file(victim, inputs.damaged(victim.read_bytes(), draw))
 
     def checkpoints(self, draw: random.Random) -> None:
-        path = self.folder / "b.ckpt"
-        path.write_bytes(inputs.damaged(self.checkpoint, draw))
-        load_checkpoint(path)
+        self.readers.checkpoint(inputs.damaged(self.readers.sound["checkpoint"], draw))
 
     def safetensors(self, draw: random.Random) -> None:
         broken = draw.random() < 0.5
-        data = inputs.damaged(self.weights, draw) if broken else inputs.safetensors_header(draw)
-        (self.folder / "model" / "model.safetensors").write_bytes(data)
-        load_hf_teacher(str(self.folder / "model"))
+        whole = self.readers.sound["safetensors"]
+        data = inputs.damaged(whole, draw) if broken else inputs.safetensors_header(draw)
+        self.readers.safetensors(data)
 
     def onnx(self, draw: random.Random) -> None:
-        from compress.export.tensorrt_lint import check_tensorrt
-
-        path = self.folder / "m.onnx"
-        path.write_bytes(inputs.damaged(self.graph, draw))
-        check_tensorrt(path)
-
-
-def _sound_onnx() -> bytes:
-    from onnx import TensorProto, helper
-
-    sizes = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 2]) for n in ("x", "y", "z")]
-    node = helper.make_node("MatMul", ["x", "y"], ["z"])
-    graph = helper.make_graph([node], "g", sizes[:2], sizes[2:])
-    return helper.make_model(graph).SerializeToString()
+        self.readers.onnx(inputs.damaged(self.readers.sound["onnx"], draw))
 
 
 def attack(
