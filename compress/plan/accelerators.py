@@ -1,14 +1,20 @@
 """The dated table of accelerators, and a user's own figures over it."""
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from compress.errors import BadInput, did_you_mean
+
+LEAST = {"memory_gb": 1e-3, "bandwidth_gb_s": 1e-3, "link_gb_s": 0, "devices_per_node": 1}
+FORMATS = {"bf16", "int8", "int4", "fp8", "fp4"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,7 @@ def accelerators(
     """The accelerators asked for.
 
     Args:
-        names: separated by commas, in any case; None takes all.
+        names: separated by commas, in any case, with or without spaces; None takes all.
         overrides: name -> figures that replace the table's, or a device of your own with all.
 
     Raises:
@@ -71,13 +77,28 @@ def accelerators(
         known[name] = _overridden(name, figures, known)
     if names is None:
         return known
-    spelt = {name.lower(): name for name in known}
-    asked = [name.strip().lower() for name in names.split(",")]
-    unknown = [name for name in asked if name not in spelt]
+    spelt = {_plain(name): name for name in known}
+    asked = [name.strip() for name in names.split(",")]
+    unknown = [name for name in asked if _plain(name) not in spelt]
     if unknown:
-        hint = did_you_mean(unknown[0], list(spelt))
-        raise BadInput(f"gpu={','.join(unknown)} is unknown.{hint} Known: {', '.join(known)}")
-    return {spelt[name]: known[spelt[name]] for name in asked}
+        hints = "".join(f"\n  {name or 'nothing'}:{_nearest(name, spelt)}" for name in unknown)
+        raise BadInput(
+            f"gpu={names}: unknown accelerators:{hints}\nKnown: {', '.join(known)}. "
+            "Yours, with its figures: accelerators=FILE.json"
+        )
+    return {spelt[_plain(name)]: known[spelt[_plain(name)]] for name in asked}
+
+
+def _plain(name: str) -> str:
+    """A name without its case and punctuation: `Gaudi 2` is `Gaudi2`."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _nearest(name: str, spelt: Mapping[str, str]) -> str:
+    near = get_close_matches(_plain(name), list(spelt), n=1)
+    # a maker's longer name holds the word of the table
+    near = near or [plain for plain in spelt if plain in _plain(name)][:1]
+    return f" Did you mean {spelt[near[0]]!r}?" if near else " nothing here is called so"
 
 
 def read_overrides(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -103,6 +124,8 @@ def _overridden(
     if wrong := sorted(set(figures) - allowed):
         hint = did_you_mean(wrong[0], sorted(allowed))
         raise BadInput(f"{name}: unknown figures {', '.join(wrong)}.{hint}")
+    if problems := list(_wrong_figures(figures)):
+        raise BadInput(f"accelerators: {name}: " + "; ".join(problems))
     if name in known:
         return replace(known[name], source=f"{known[name].source}; overridden", **figures)
     missing = sorted(
@@ -116,3 +139,27 @@ def _overridden(
 
 def _accelerator(name: str, figures: Mapping[str, Any]) -> Accelerator:
     return Accelerator(name=name, **{**figures, "formats": tuple(figures["formats"])})
+
+
+def _wrong_figures(figures: Mapping[str, Any]) -> Iterator[str]:
+    """What cannot be counted with; nothing that is missing."""
+    for key, least in LEAST.items():
+        if key in figures and not _is_number(figures[key], least):
+            yield f"{key}={figures[key]!r} must be a number, at least {least:g}"
+    speeds, slices = figures.get("tflops", {"bf16": 1}), figures.get("mig", {})
+    if not isinstance(speeds, dict) or not all(_is_number(v, 1e-3) for v in speeds.values()):
+        yield f'tflops={speeds!r}: expected number format -> number, such as {{"bf16": 100}}'
+    elif "bf16" not in speeds:
+        yield "tflops must give bf16, which whatever has no kernels of its own runs in"
+    formats = figures.get("formats", [])
+    if not isinstance(formats, list | tuple) or not set(map(str, formats)) <= FORMATS:
+        yield f"formats={formats!r}: expected a list of {', '.join(sorted(FORMATS))}"
+    if not isinstance(slices, dict) or not all(
+        re.fullmatch(r"[1-7]g\.\d+gb", k) and _is_number(v, 1e-3) for k, v in slices.items()
+    ):
+        yield f'mig={slices!r}: expected profile -> GB, such as {{"1g.10gb": 10}}'
+
+
+def _is_number(value: Any, least: float) -> bool:
+    usable = isinstance(value, int | float) and not isinstance(value, bool)
+    return usable and math.isfinite(value) and value >= least

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,14 @@ class FakeModel:
         with self.mode, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             tokens = torch.zeros(batch, length, dtype=torch.long)
             # a given mask: without one transformers looks into the (absent) values of positions
-            return backbone(input_ids=tokens, attention_mask=torch.ones_like(tokens), **extra)
+            inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **extra}
+            try:
+                return backbone(**inputs)
+            except RuntimeError as error:  # of code that asks for values
+                raise UnsupportedModel(
+                    f"{type(module).__name__}: its sizes cannot be counted without its weights: "
+                    f"{first_line(error)}"
+                ) from error
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -74,6 +81,7 @@ def fake_model(config: Any, *, dtype: torch.dtype = torch.bfloat16) -> FakeModel
         UnsupportedModel: transformers cannot build it.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.initialization import no_init_weights
 
     AttentionInterface.register(ATTENTION, _counted)
     AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
@@ -82,18 +90,26 @@ def fake_model(config: Any, *, dtype: torch.dtype = torch.bfloat16) -> FakeModel
         del plain.quantization_config
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with mode, _quiet():
+        with mode, _quiet(), no_init_weights():  # there are no values to draw
             make = _maker(plain)
             module: nn.Module = make(plain, attn_implementation=ATTENTION, dtype=dtype)
-    except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+            module.tie_weights()  # type: ignore[operator]  # which was left out with the values
+    except (ValueError, LookupError, AttributeError, TypeError, RuntimeError, ImportError) as error:
         kind = getattr(config, "model_type", "?")
         raise UnsupportedModel(
-            f"{kind}: cannot be built from its configuration: {error}"
+            f"{kind}: cannot be built from its configuration: {first_line(error)}"
         ) from error
     routed = any(p.dim() == 3 and ".experts" in n for n, p in module.named_parameters())
     if routed:  # the only kind whose sizes do not depend on where tokens are sent
-        module.set_experts_implementation("grouped_mm")  # type: ignore[operator]
+        with suppress(ValueError):  # Llama 4 has one kind alone, and it sends all to all
+            module.set_experts_implementation("grouped_mm")  # type: ignore[operator]
     return FakeModel(module=module, mode=mode, routed=routed)
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and what it says first."""
+    said = str(error).strip() or "no reason given"
+    return f"{type(error).__name__}: {said.splitlines()[0]}"
 
 
 def _maker(config: Any) -> Any:
@@ -101,7 +117,12 @@ def _maker(config: Any) -> Any:
 
     names = getattr(config, "architectures", None) or [""]
     kind = getattr(transformers, names[0], None)
-    return transformers.AutoModelForCausalLM.from_config if kind is None else kind._from_config
+    if kind is not None:
+        return kind._from_config
+    causal: Any = transformers.AutoModelForCausalLM
+    # the text part of some that also see has no class with a head of its own
+    known = type(config) in causal._model_mapping
+    return (causal if known else transformers.AutoModel).from_config
 
 
 @contextmanager

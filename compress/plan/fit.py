@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.plan.accelerators import Accelerator
-from compress.plan.memory import DENSE, Memory, weight_bytes
-from compress.plan.shapes import ModelShape
+from compress.plan.memory import DENSE, Memory, matrix_bytes
+from compress.plan.shapes import Matrix, ModelShape
 from compress.quantize.schemes import resolve_scheme
 
 USABLE = 0.9
@@ -45,12 +45,13 @@ def place_serving(
 ) -> Placement | None:
     """The fewest devices that serve it; None where not even many do.
 
-    Tensor parallel degrees divide the query heads, and the KV heads or are divided by them (keys
-    are then copied); they stay inside a node, whose links are fast. Beyond it, layers are spread.
+    Tensor parallel degrees divide the query heads, the widths of the feed-forward layers into whole
+    groups of the scheme, and the KV heads or are divided by them (keys are then copied); they stay
+    inside a node, whose links are fast. Beyond it, layers are spread.
     """
     room = int(accelerator.memory * usable)
     found = []
-    for tensor in _tensor_degrees(shape, accelerator.devices_per_node):
+    for tensor in _tensor_degrees(shape, accelerator.devices_per_node, columns=memory.columns):
         for pipeline in range(1, shape.layers + 1):
             held = _serving_share(shape, memory, tensor=tensor, pipeline=pipeline)
             if held <= room:
@@ -60,7 +61,9 @@ def place_serving(
     if not found:
         return None
     pipeline, tensor, held = min(found)
-    slices = sorted(accelerator.mig.items(), key=lambda item: item[1])
+    # the largest profile is the whole device, which needs no cutting
+    cut = {name: size for name, size in accelerator.mig.items() if size < accelerator.memory_gb}
+    slices = sorted(cut.items(), key=lambda item: item[1])
     mig = next((name for name, size in slices if held <= size * 1e9 * usable), None)
     return Placement(
         accelerator=accelerator.name, tensor_parallel=tensor, pipeline_parallel=pipeline,
@@ -106,34 +109,59 @@ def number_format(scheme: str) -> str:
 
 def best_case(
     shape: ModelShape, accelerator: Accelerator, *, scheme: str, group_size: int | None = None,
-    batch: int, length: int, kv_bytes: int, devices: int = 1,
+    batch: int, length: int, kv_bytes: int, devices: int = 1, mig: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Times that no runtime can beat: every active weight and the cache are read once a token.
 
     Decoding is bound by the memory's bandwidth, computing a prompt by the matrix units
-    (Williams et al. 2009, the roofline). Measured times lie above; twice is usual.
+    (Williams et al. 2009, the roofline). Measured times lie above; twice is usual. Of the experts,
+    those are read that `batch` tokens reach when routing favours none. A slice has its share of
+    the memory's bandwidth, and of the seven parts of the matrix units.
     """
-    read = weight_bytes(shape, scheme=scheme, group_size=group_size)
-    experts = shape.active_parameters / max(shape.parameters, 1)
-    touched = read * min(1.0, experts * batch)
-    seconds = (touched + kv_bytes) / (accelerator.bandwidth_gb_s * 1e9 * devices)
+    width, speed = _share(accelerator, mig)
+    touched = sum(
+        m.count * matrix_bytes(m, scheme=scheme, group_size=group_size) * _reached(m, batch)
+        for m in shape.matrices
+    )
+    seconds = (touched + kv_bytes) / (accelerator.bandwidth_gb_s * 1e9 * devices * width)
     kind = number_format(scheme)
-    speed = accelerator.tflops.get(kind) or accelerator.tflops["bf16"]
-    prompt = 2 * shape.active_parameters * length / (speed * 1e12 * devices)
+    peak = accelerator.tflops.get(kind) or accelerator.tflops["bf16"]
+    prompt = 2 * shape.active_parameters * length / (peak * 1e12 * devices * speed)
     return {
         "prefill_ms": prompt * 1e3,
         "token_ms": seconds * 1e3 if shape.generates else None,
-        "tokens_per_second": batch / seconds if shape.generates else batch * length / prompt,
+        "tokens_per_second": batch / seconds if shape.generates else length / prompt,
     }
 
 
-def _tensor_degrees(shape: ModelShape, node: int) -> list[int]:
-    degrees = [n for n in (1, 2, 4, 8, 16) if n <= node and shape.heads % n == 0]
-    return [n for n in degrees if shape.kv_heads % n == 0 or n % shape.kv_heads == 0]
+def _reached(matrix: Matrix, batch: int) -> float:
+    """Share of these weights that `batch` tokens are multiplied with, each drawing for itself."""
+    return float(1 - (1 - matrix.active / matrix.count) ** batch)
+
+
+def _share(accelerator: Accelerator, mig: str | None) -> tuple[float, float]:
+    """Of the bandwidth and of the matrix units."""
+    if mig is None:
+        return 1.0, 1.0
+    return accelerator.mig[mig] / accelerator.memory_gb, int(mig.partition("g")[0]) / 7
+
+
+def _tensor_degrees(shape: ModelShape, node: int, *, columns: int) -> list[int]:
+    return [
+        n
+        for n in (1, 2, 4, 8, 16)
+        if n <= node
+        and shape.heads % n == 0
+        and (shape.kv_heads % n == 0 or n % shape.kv_heads == 0)
+        and (n == 1 or all(width % (n * columns) == 0 for width in shape.widths))
+    ]
 
 
 def _serving_share(shape: ModelShape, memory: Memory, *, tensor: int, pipeline: int) -> int:
-    weights = memory.sharded["weights"] / (tensor * pipeline)
-    cache = memory.sharded["kv_cache"] / (min(tensor, shape.kv_heads) * pipeline)
+    """What the fullest device holds: of the stage with the most layers, and a table or the head."""
+    part = -(-shape.layers // pipeline) / shape.layers
+    outside = sum(memory.outside) if pipeline == 1 else max(memory.outside, default=0)
+    weights = (memory.sharded["weights"] - sum(memory.outside)) * part + outside
+    cache = memory.sharded["kv_cache"] * part / min(tensor, shape.cache_parts)
     # the residual stream is whole on every device: activations count in full, to be safe
-    return int(weights + cache) + sum(memory.kept.values())
+    return int(weights / tensor + cache) + sum(memory.kept.values())

@@ -25,11 +25,18 @@ DENSE = {"dense": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 class Memory:
     """Bytes by purpose.
 
-    `sharded` are those that are divided among devices; `kept` those that each device holds.
+    Args:
+        sharded: what is divided among devices.
+        kept: what each device holds.
+        outside: of `sharded`'s weights, those outside the blocks (tables, the head): one stage of
+            a pipeline holds them whole.
+        columns: inputs of a layer that share a scale: what a device takes of them is whole groups.
     """
 
     sharded: dict[str, int]
     kept: dict[str, int]
+    outside: tuple[int, ...] = ()
+    columns: int = 1
 
     @property
     def total(self) -> int:
@@ -113,19 +120,33 @@ def serving_memory(
         runtime: bytes of the runtime itself; 0 counts tensors alone.
 
     Raises:
-        BadInput: a count below 1.
+        BadInput: a count below 1, or a cache of other widths.
     """
     _positive(batch=batch, length=length, prefill_tokens=prefill_tokens)
+    if kv_bits not in (8, 16):
+        raise BadInput(f"kv_bits={kv_bits}: caches of 16 bits and of 8 (FP8) are planned")
     tokens = min(prefill_tokens, batch * length)
     live = shape.transient(batch=1, length=tokens)
     logits = batch * shape.vocab * 4 if shape.generates else 0
+    grouped: dict[str, Any] = {"scheme": scheme, "group_size": group_size}
     return Memory(
         sharded={
-            "weights": weight_bytes(shape, scheme=scheme, group_size=group_size),
+            "weights": weight_bytes(shape, **grouped),
             "kv_cache": cache_bytes(shape, batch=batch, length=length, bits=kv_bits),
         },
         kept={"activations": live + logits, "runtime": runtime},
+        outside=tuple(
+            m.count * matrix_bytes(m, **grouped) for m in shape.matrices if not m.in_block
+        ),
+        columns=_columns(**grouped),
     )
+
+
+def _columns(*, scheme: str, group_size: int | None) -> int:
+    if scheme in DENSE:
+        return 1
+    size = resolve_scheme(scheme, group_size=group_size).weights.group_size
+    return max(int(size or 1), 1)
 
 
 def training_memory(

@@ -12,9 +12,13 @@ from typing import Any
 
 from torch import nn
 
-from compress.errors import BadInput
+from compress.errors import BadInput, UnsupportedModel
 from compress.plan.activations import transient_bytes
 from compress.plan.fakes import fake_model
+from compress.plan.kv_cache import cache_layout, first
+
+WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
+"""Where configurations keep the inner widths of their feed-forward layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +30,14 @@ class Matrix:
         count: how many there are: layers, times experts.
         active: how many a token passes through; `count` but for experts.
         quantizable: whether a scheme covers it: linear layers, but not the output head.
+        in_block: False for tables and the head, which one stage of a pipeline holds.
     """
 
     shape: tuple[int, ...]
     count: int
     active: float
     quantizable: bool
+    in_block: bool = True
 
     @property
     def size(self) -> int:
@@ -50,6 +56,8 @@ class ModelShape:
         kv_bytes_16: bytes of the KV-cache a token in 16 bits, over all layers without a window.
         windows: (window, bytes a token) of layers that keep only that many tokens.
         heads: query heads; `kv_heads` those of keys.
+        cache_parts: devices that can share a token's cache: the KV heads; 1 for a latent (MLA).
+        widths: of what enters the layers that tensor parallelism divides by their inputs.
         layers: blocks.
         hidden: width.
         vocab: tokens.
@@ -64,6 +72,8 @@ class ModelShape:
     windows: tuple[tuple[int, int], ...]
     heads: int
     kv_heads: int
+    cache_parts: int
+    widths: tuple[int, ...]
     layers: int
     hidden: int
     vocab: int
@@ -109,28 +119,47 @@ def load_config(model: str | Path) -> Any:
 
 
 def shape_of(config: Any) -> ModelShape:
-    """Everything that memory is counted from."""
+    """Everything that memory is counted from.
+
+    Raises:
+        UnsupportedModel: transformers cannot build it, or it is no decoder or encoder of attention.
+    """
     model, text = fake_model(config).module, config.get_text_config()
-    per_token, windows = _cache(text)
-    generates = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    name = type(model).__name__
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(text, "num_attention_heads"):
+        raise UnsupportedModel(
+            f"{name} (model_type {config.model_type}): decoders and encoders with attention are "
+            "planned, not encoder-decoders or models without attention heads"
+        )
+    layout = cache_layout(text)
+    # a model that also sees or hears generates too, whatever its class ends with
+    generates = name.endswith(("ForCausalLM", "LMHeadModel")) or text is not config
     return ModelShape(
-        name=type(model).__name__, config=config, matrices=tuple(_matrices(model, text)),
-        kv_bytes_16=per_token if generates else 0, windows=windows if generates else (),
-        heads=int(text.num_attention_heads),
-        kv_heads=int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
+        name=name, config=text, matrices=tuple(_matrices(model, text)),
+        kv_bytes_16=layout.bytes_16 if generates else 0,
+        windows=layout.windows if generates else (),
+        heads=int(text.num_attention_heads), kv_heads=layout.heads, cache_parts=layout.parts,
+        widths=_widths(text),
         layers=int(text.num_hidden_layers), hidden=int(text.hidden_size),
         vocab=int(text.vocab_size), generates=generates,
     )  # fmt: skip
 
 
+def _widths(text: Any) -> tuple[int, ...]:
+    heads = int(text.num_attention_heads)
+    head = first(text, "v_head_dim", "head_dim") or text.hidden_size // heads
+    return (heads * int(head), *(width for key in WIDTHS if (width := first(text, key))))
+
+
 def _matrices(model: nn.Module, text: Any) -> Iterator[Matrix]:
-    experts = max(_first(text, "num_local_experts", "num_experts", "n_routed_experts") or 1, 1)
-    share = (_first(text, "num_experts_per_tok", "moe_k") or experts) / experts
+    experts = max(first(text, "num_local_experts", "num_experts", "n_routed_experts") or 1, 1)
+    share = (first(text, "num_experts_per_tok", "moe_k") or experts) / experts
     ask: Any = getattr(model, "get_output_embeddings", None)
     head = ask() if ask is not None else None
     owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
     for name, parameter in model.named_parameters():  # tied tensors are named once
         owner, shape = owners[id(parameter)], tuple(parameter.shape)
+        numbered = any(part.isdigit() for part in name.split("."))
         routed = len(shape) == 3 and ".experts" in name
         if routed:  # one tensor holds the layer's experts
             yield Matrix(shape=shape[1:], count=shape[0], active=shape[0] * share, quantizable=True)
@@ -141,28 +170,5 @@ def _matrices(model: nn.Module, text: Any) -> Iterator[Matrix]:
         yield Matrix(
             # a look-up reads a row; but a tied table is multiplied with, as the head
             shape=shape, count=1, active=0.0 if embedding and not tied else 1.0,
-            quantizable=linear and len(shape) == 2 and owner is not head,
+            quantizable=linear and len(shape) == 2 and owner is not head, in_block=numbered,
         )  # fmt: skip
-
-
-def _cache(text: Any) -> tuple[int, tuple[tuple[int, int], ...]]:
-    """Bytes a token of the KV-cache in 16 bits: of layers that keep all, and of windowed ones."""
-    heads = int(text.num_attention_heads)
-    size = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    if latent := _first(text, "kv_lora_rank"):  # MLA keeps one latent and one rotary key
-        layer = 2 * (latent + int(getattr(text, "qk_rope_head_dim", 0) or 0))
-    else:
-        kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
-        layer = 2 * 2 * kv_heads * size
-    kinds = list(getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers)
-    window = _first(text, "sliding_window", "attention_chunk_size")
-    short = sum(kind in ("sliding_attention", "chunked_attention") for kind in kinds)
-    full = sum(kind == "full_attention" for kind in kinds)
-    if window is None or not short:
-        return layer * (full + short), ()
-    return layer * full, ((int(window), layer * short),)
-
-
-def _first(config: Any, *names: str) -> int | None:
-    found = (getattr(config, name, None) for name in names)
-    return next((int(value) for value in found if value), None)

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from transformers import LlamaConfig
+from transformers import DeepseekV3Config, LlamaConfig, MixtralConfig
 
 from compress.errors import BadInput
 from compress.plan.accelerators import accelerators, read_overrides, table
 from compress.plan.fit import best_case, number_format, place_serving, place_training
-from compress.plan.memory import cache_bytes, serving_memory, training_memory
+from compress.plan.memory import cache_bytes, serving_memory, training_memory, weight_bytes
 from compress.plan.shapes import shape_of
 
 ASKED = ["A100", "H100", "H200", "B200", "MI300X", "L4", "L40S", "Gaudi2", "TPUv4", "Ascend910B"]
@@ -70,6 +70,84 @@ def test_a_small_model_gets_a_slice_of_a_device():
     assert serve(shape, "L4", length=256).mig is None
 
 
+def test_the_largest_slice_is_no_slice():
+    # 27 GB of weights: too much for half of the card, and all of the card needs no cutting
+    shape = shape_of(
+        LlamaConfig(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40,
+                    num_attention_heads=40)
+    )  # fmt: skip
+    memory = serving_memory(shape, batch=16, length=1024, prefill_tokens=512)
+    placed = place_serving(shape, memory, accelerators("A100")["A100"])
+    assert (placed.devices, placed.mig) == (1, None)
+
+
+def test_a_slice_reads_with_its_share_of_the_bandwidth():
+    shape = shape_of(LlamaConfig(hidden_size=512, intermediate_size=1024, num_hidden_layers=4))
+    asked = {"scheme": "dense", "batch": 1, "length": 64, "kv_bytes": 0}
+    device = accelerators("H100")["H100"]
+    whole, slice_ = (best_case(shape, device, mig=m, **asked) for m in (None, "1g.10gb"))
+    assert slice_["token_ms"] == pytest.approx(8 * whole["token_ms"])
+    assert slice_["prefill_ms"] == pytest.approx(7 * whole["prefill_ms"])
+
+
+def test_a_tensor_parallel_share_is_whole_groups_of_the_scheme():
+    # Llama 2 7B: 11008 / 128 = 86 groups, which two devices can share and four cannot
+    shape = shape_of(
+        LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008,
+                    num_hidden_layers=32, num_attention_heads=32)
+    )  # fmt: skip
+    asked = {"batch": 64, "length": 4096, "prefill_tokens": 512}
+    grouped, dense = (serve(shape, "H100", scheme=s, **asked) for s in ("W4A16", "dense"))
+    assert dense.tensor_parallel == 4
+    assert (grouped.tensor_parallel, grouped.pipeline_parallel) == (2, 1)
+    wider = {**asked, "batch": 96}
+    placed = serve(shape, "H100", scheme="W4A16", **wider)
+    assert placed.tensor_parallel == 2
+    assert placed.pipeline_parallel == 2
+
+
+def test_the_fullest_stage_of_a_pipeline_is_planned_for():
+    shape = shape_of(
+        LlamaConfig(vocab_size=1000, hidden_size=1024, intermediate_size=4096,
+                    num_hidden_layers=5, num_attention_heads=8)
+    )  # fmt: skip
+    memory = serving_memory(shape, batch=1, length=64, runtime=0)
+    layer = (memory.sharded["weights"] - sum(memory.outside)) / 5
+    room = sum(memory.kept.values()) + max(memory.outside) + 2.7 * layer
+    figures = {"memory_gb": room / 1e9, "bandwidth_gb_s": 1, "tflops": {"bf16": 1}, "formats": []}
+    device = accelerators("Mine", overrides={"Mine": figures})["Mine"]
+    placed = place_serving(shape, memory, device, usable=1.0)
+    # in two stages one would hold three layers, which half of five does not tell
+    assert placed.pipeline_parallel == 3
+    assert placed.bytes_per_device >= 2 * layer + max(memory.outside)
+
+
+def test_every_device_holds_a_whole_latent_cache():
+    shape = shape_of(
+        DeepseekV3Config(num_hidden_layers=4, hidden_size=1024, intermediate_size=2048,
+                         num_attention_heads=16, num_key_value_heads=16, first_k_dense_replace=4)
+    )  # fmt: skip
+    cache = cache_bytes(shape, batch=64, length=100_000)
+    memory = serving_memory(shape, batch=64, length=100_000, prefill_tokens=512)
+    device = accelerators("L4")["L4"]
+    assert cache > device.memory
+    placed = place_serving(shape, memory, device)
+    assert placed.pipeline_parallel > 1  # more of a node would not help
+    assert placed.bytes_per_device >= cache / placed.pipeline_parallel
+
+
+def test_a_batch_reads_the_experts_that_it_reaches():
+    shape = shape_of(MixtralConfig(num_hidden_layers=2, vocab_size=1000))
+    experts = sum(2 * m.size for m in shape.matrices if m.active < m.count and m.active)
+    rest = sum(2 * m.size for m in shape.matrices if m.active == m.count)
+    device = accelerators("H100")["H100"]
+    for batch, share in ((1, 1 / 4), (4, 1 - (3 / 4) ** 4), (64, 1)):
+        found = best_case(shape, device, scheme="dense", batch=batch, length=1, kv_bytes=0)
+        least = (experts * share + rest) / (3350e9) * 1e3
+        assert found["token_ms"] == pytest.approx(least, rel=1e-6)
+    assert experts + rest < weight_bytes(shape)  # the input table is looked up, not read
+
+
 def test_training_shards_until_it_fits(llama_70b):
     memory = training_memory(llama_70b, batch=1, length=2048, checkpointing=True)
     placed = place_training(llama_70b, memory, accelerators("H100")["H100"])
@@ -129,6 +207,11 @@ def test_a_user_may_know_better(tmp_path):
     [
         ({"L4": {"memory": 22}}, "unknown figures memory"),
         ({"Mine": {"memory_gb": 1}}, "give its bandwidth_gb_s"),
+        ({"L4": {"memory_gb": "80"}}, "memory_gb='80' must be a number"),
+        ({"L4": {"memory_gb": -1, "tflops": {}}}, "at least 0.001; tflops must give bf16"),
+        ({"L4": {"tflops": {"bf16": "x"}}}, "expected number format -> number"),
+        ({"L4": {"formats": ["fp32"]}}, "expected a list of bf16"),
+        ({"L4": {"mig": {"half": 12}}}, "expected profile -> GB"),
     ],
 )
 def test_wrong_overrides_are_refused(overrides, said):
@@ -136,6 +219,20 @@ def test_wrong_overrides_are_refused(overrides, said):
         accelerators(overrides=overrides)
 
 
-def test_a_misspelt_accelerator_is_refused():
-    with pytest.raises(BadInput, match="Did you mean 'h100'"):
-        accelerators("h1000")
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("h1000", "h1000: Did you mean 'H100'"),
+        ("H100,Gaudi3", "Gaudi3: Did you mean 'Gaudi2'"),
+        ("NVIDIA-H200-SXM,zzz", "Did you mean 'H200'.*zzz: nothing here is called so"),
+        ("H100,", "nothing: nothing here"),
+    ],
+)
+def test_every_misspelt_accelerator_is_named_with_the_nearest(names, said):
+    with pytest.raises(BadInput, match=f"(?s){said}"):
+        accelerators(names)
+
+
+def test_accelerators_may_be_written_as_their_makers_do():
+    found = accelerators("Gaudi 2, TPU v4, ascend-910b, a100 40gb")
+    assert list(found) == ["Gaudi2", "TPUv4", "Ascend910B", "A100-40GB"]
