@@ -29,7 +29,7 @@ def bundle(
 
     Args:
         student: a Hugging Face model with its transforms attached; left as it was.
-        target: `vllm`, `modelopt` or `tensorrt`; there is no server for `transformers`.
+        target: `vllm`, `modelopt` or `tensorrt`; there is no server for `transformers` and `pt2`.
         path: the final folder.
         deploy: what the deployment files are filled with.
         card: what the model card should say.
@@ -40,8 +40,8 @@ def bundle(
         ExportMismatch: the file is not what was trained; `path` is as it was before.
         BadInput: `path` cannot be written.
     """
-    if target == "transformers":
-        raise UnsupportedScheme("bundle=true: transformers is no server; use target=vllm")
+    if target in ("transformers", "pt2"):
+        raise UnsupportedScheme(f"bundle=true: {target} has no server; use target=vllm")
     filled = replace(deploy, quantization=deploy.quantization or QUANTIZATION.get(target))
     facts = served_outputs(student)
 

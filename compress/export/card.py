@@ -134,6 +134,17 @@ def _sparsity(plan: ExportPlan) -> str:
     return f"## Sparsity\n\n{share} (`sparsity.json`). {speed_note(plan)}"
 
 
+def program_lines(place: object) -> str:
+    """Three lines that run an exported program: its folder's tokenizer, its logits."""
+    return (
+        "import torch, transformers\n"
+        f'tokens = transformers.AutoTokenizer.from_pretrained("{place}")'
+        '("Once upon a time", return_tensors="pt")\n'
+        f'logits = torch.export.load("{place}/model.pt2").module()'
+        "(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)"
+    )
+
+
 def _loading(target: str, architecture: str) -> str:
     auto, ask, _ = _kind(architecture)
     transformers = (
@@ -150,5 +161,11 @@ def _loading(target: str, architecture: str) -> str:
         "```\n\nOr build a TensorRT engine on the GPU that serves: `sh trtexec.sh`."
     )
     served = [vllm] if ask else []  # vLLM has no masked language models
-    ways = {"vllm": [*served, transformers], "modelopt": [vllm], "tensorrt": [onnx]}
+    program = (
+        f"```python\n{program_lines('PATH')}\n```\n\n`torch.export.load` unpickles: use it for "
+        "files that you made, for others `compress.export.pt2_archive.open_program`."
+    )
+    ways = {
+        "vllm": [*served, transformers], "modelopt": [vllm], "tensorrt": [onnx], "pt2": [program]
+    }  # fmt: skip
     return "\n\n".join(["## Loading", *ways.get(target, [transformers])])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compress.errors import UnsupportedScheme, did_you_mean
-from compress.export import rules, tensorrt_rules
+from compress.export import pt2_rules, rules, tensorrt_rules
 from compress.export.plan import ExportPlan, collect_plan
 from compress.export.schemes import plan_name, scheme_name
 from compress.export.sparsity import faster_in, speed_note
@@ -43,6 +43,7 @@ RULES: Mapping[str, Sequence[rules.Rule]] = {
         rules.groups_divide,
         rules.symmetric_weights,
     ),
+    "pt2": (*_COMPRESSED_TENSORS, pt2_rules.integer_codes, pt2_rules.no_quantized_cache),
 }
 
 
@@ -66,7 +67,7 @@ def gate(
 
     Args:
         student_or_plan: a model with its transforms attached, or its plan.
-        target: `vllm`, `transformers`, `modelopt` or `tensorrt`.
+        target: `vllm`, `transformers`, `modelopt`, `tensorrt` or `pt2`.
         purpose: `speed` refuses sparsity that the target cannot run faster; `size` notes it.
         dtype: of the export; None leaves unchecked what depends on it.
 
@@ -106,5 +107,7 @@ def _notes(plan: ExportPlan, target: str) -> Iterator[str]:
         yield "W8A16: vLLM serves it on GPUs; there is no CPU kernel."
     if target == "vllm" and any(x.inputs and x.inputs.dynamic is False for x in plan.quantized):
         yield "Static input scales: vLLM's CPU backend on AMX runs them as dynamic ones."
+    if target == "pt2" and plan.quantized:
+        yield "pt2: integers in the file; PyTorch multiplies floats, at the dense model's speed."
     if plan.sparse and target not in faster_in(plan):
         yield speed_note(plan)

@@ -1,8 +1,8 @@
 """A compiled package by `torch.export` and AOTInductor: TorchScript's successor, no Python needed.
 
-The model runs with the weights it was trained to (masked, fake-quantised): Inductor has fast
-kernels for fp32 and bf16, so a quantised model is compiled at the accuracy, not at the speed, of
-its scheme.
+The model runs with the weights it was trained to (masked, quantised). Inductor has fast kernels for
+fp32 and bf16, so codes are multiplied out while compiling: a quantised model has the accuracy, not
+the speed, of its scheme.
 """
 
 import copy
@@ -14,12 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from compress.errors import BadInput, UnsupportedModel
-from compress.export.onnx_program import INPUTS, Logits, settle_weights
+from compress.export.onnx_program import settle_weights
+from compress.export.program import example_tokens, exported_program
 from compress.export.reload import quiet
 
 PACKAGE_FILE = "model.pt2"
+FOLDED = {"freezing": True}
+"""Inductor's word for what is computed once, while compiling: here codes times scales."""
 
 Compiled = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,25 +43,31 @@ def compile_package(
         BadInput: no C++ compiler, or `path` has another ending.
         UnsupportedModel: the model cannot be exported; says where.
     """
-    if path.suffix != ".pt2":
-        raise BadInput(f"{path}: a compiled package ends in .pt2")
-    require_compiler()
-    model = Logits(_used_weights(student)).eval()
-    limit = longest or int(getattr(student.config, "max_position_embeddings", 2048))  # type: ignore[union-attr, arg-type]
-    example = {name: torch.ones(2, 8, dtype=torch.int64) for name in INPUTS}
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=limit)}
+    _require(path)
+    program = exported_program(_used_weights(student), longest=longest)
+    return compile_program(program, path, threads=threads)
+
+
+def compile_program(program: ExportedProgram, path: Path, *, threads: int | None = None) -> Path:
+    """Compile a program of `tokens, mask` to one `.pt2` file; see `compile_package`.
+
+    Raises:
+        BadInput: no C++ compiler, or `path` has another ending.
+        UnsupportedModel: Inductor does not compile it; says where.
+    """
+    _require(path)
+    program._example_inputs = ((), example_tokens())  # files hold none: it would be a pickle
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         with warnings.catch_warnings(), quiet(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(
-                model, (), kwargs=example, dynamic_shapes=dict.fromkeys(INPUTS, sizes)
+            made = torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs=FOLDED
             )
-            made = torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     except Exception as error:  # the compiler's own errors have no common base
         reason = str(error).strip().splitlines()[0]
-        raise UnsupportedModel(f"{type(student).__name__} does not compile: {reason}") from error
+        raise UnsupportedModel(f"the program does not compile: {reason}") from error
     finally:
         torch.set_num_threads(before)
     return Path(made)
@@ -81,6 +91,12 @@ def open_package(path: Path) -> Compiled:
         return answer
 
     return run
+
+
+def _require(path: Path) -> None:
+    if path.suffix != ".pt2":
+        raise BadInput(f"{path}: a compiled package ends in .pt2")
+    require_compiler()
 
 
 def require_compiler() -> None:

@@ -13,9 +13,8 @@ from compress.export.onnx_cache import cache_shape, positions
 from compress.export.onnx_layers import LAYERS_KEY, ProductLayer, read_layers
 from compress.export.onnx_tables import read_tables, table_errors
 from compress.export.plan import ExportPlan
-from compress.export.reload import LARGEST_TOLERANCE, MEAN_TOLERANCE, example_inputs
+from compress.export.reload import LARGEST_TOLERANCE, MEAN_TOLERANCE, two_shapes
 from compress.export.tensorrt_lint import Graph, check_tensorrt, load_graph
-from compress.models import config_of
 from compress.quantize.calibration import evaluating
 
 
@@ -143,7 +142,7 @@ def compare_outputs(
     """
     session = open_exactly(path)
     compare = _compare_steps if len(session.get_inputs()) > 2 else _compare_pass
-    return max(compare(student, session, inputs) for inputs in _shapes(student, batch))
+    return max(compare(student, session, inputs) for inputs in two_shapes(student, batch))
 
 
 def _compare_pass(student: nn.Module, session: Any, inputs: dict[str, Tensor]) -> float:
@@ -191,17 +190,6 @@ def _gap(told: Any, held: Any) -> float:
             f"allowed {MEAN_TOLERANCE * size:.3g} and {LARGEST_TOLERANCE * size:.3g}"
         )
     return float(gap)
-
-
-def _shapes(student: nn.Module, batch: Mapping[str, Tensor] | None) -> Iterator[dict[str, Tensor]]:
-    given = example_inputs(student, batch, torch.device("cpu"))
-    tokens = given["input_ids"].cpu()
-    yield {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    # another batch size and length, its end padded
-    short = tokens[:1, : max(1, tokens.shape[1] - 3)] % int(config_of(student).vocab_size)
-    mask = torch.ones_like(short)
-    mask[:, short.shape[1] // 2 + 1 :] = 0
-    yield {"input_ids": short, "attention_mask": mask}
 
 
 def open_exactly(path: Path) -> Any:

@@ -98,6 +98,19 @@ def example_inputs(
     return {key: batch[key].to(device) for key in kept if key in batch}
 
 
+def two_shapes(
+    student: nn.Module, batch: Mapping[str, Tensor] | None
+) -> Iterator[dict[str, Tensor]]:
+    """Tokens and mask on the CPU: the example's, then one shorter row whose end is padded."""
+    given = example_inputs(student, batch, torch.device("cpu"))
+    tokens = given["input_ids"].cpu()
+    yield {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    short = tokens[:1, : max(1, tokens.shape[1] - 3)] % int(config_of(student).vocab_size)
+    mask = torch.ones_like(short)
+    mask[:, short.shape[1] // 2 + 1 :] = 0
+    yield {"input_ids": short, "attention_mask": mask}
+
+
 def _logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """The model's logits; the last hidden states of one that has no head."""
     training = model.training

@@ -15,6 +15,9 @@ from compress.export.codes import expected_codes, step_size, stored_codes
 from compress.export.modelopt import as_compressed_tensors
 from compress.export.onnx_verify import verify_onnx
 from compress.export.plan import ExportPlan, LayerPlan
+from compress.export.pt2 import PROGRAM_FILE, held_tensors
+from compress.export.pt2_archive import open_program
+from compress.export.pt2_verify import compare_program
 from compress.export.reload import LARGEST_TOLERANCE, TOLERANCE, compare_logits
 from compress.export.tensorrt import ONNX_FILE
 from compress.transforms import Stage, weight_before
@@ -58,6 +61,11 @@ def verify(
         path = Path(folder) / ONNX_FILE
         gap, tensors = verify_onnx(student, path, plan=plan, batch=example_batch)
         return _agreed(plan, gap=gap, tolerance=LARGEST_TOLERANCE, tensors=tensors)
+    if target == "pt2":
+        program = open_program(Path(folder) / PROGRAM_FILE)
+        tensors = compare_tensors(student, held_tensors(program, plan, student), plan, dtype=dtype)
+        gap = compare_program(student, program, plan, dtype=dtype, batch=example_batch)
+        return _agreed(plan, gap=gap, tolerance=TOLERANCE, tensors=tensors)
     tensors = verify_tensors(student, folder, plan, dtype=dtype)
     gap = compare_logits(student, folder, plan, dtype=dtype, batch=example_batch)
     return _agreed(plan, gap=gap, tolerance=TOLERANCE, tensors=tensors)
@@ -79,12 +87,23 @@ def _agreed(plan: ExportPlan, *, gap: float, tolerance: float, tensors: int) -> 
 def verify_tensors(
     student: nn.Module, folder: str | Path, plan: ExportPlan, *, dtype: torch.dtype
 ) -> int:
-    """Compare codes, scales, zeros and dense tensors value by value; the number of tensors.
+    """Compare a folder's codes, scales, zeros and dense tensors; the number of tensors.
 
     Raises:
         ExportMismatch: with every layer that differs and the numbers.
     """
-    found = read_tensors(folder)
+    return compare_tensors(student, read_tensors(folder), plan, dtype=dtype)
+
+
+@torch.no_grad()
+def compare_tensors(
+    student: nn.Module, found: Mapping[str, Tensor], plan: ExportPlan, *, dtype: torch.dtype
+) -> int:
+    """Compare tensors under a checkpoint's names value by value; the number of tensors.
+
+    Raises:
+        ExportMismatch: with every layer that differs and the numbers.
+    """
     layers = dict(student.named_modules())
     wrong: list[str] = []
     for planned in plan.layers:

@@ -14,6 +14,7 @@ from compress.export.folder import replaced_folder
 from compress.export.gate import Purpose, gate
 from compress.export.modelopt import write_modelopt
 from compress.export.plan import ExportPlan, collect_plan
+from compress.export.pt2 import write_pt2
 from compress.export.tensorrt import write_tensorrt
 from compress.export.verify import Verification, verify
 from compress.export.vllm import write_compressed_tensors
@@ -24,6 +25,7 @@ WRITERS: Mapping[str, Writer] = {
     "transformers": write_compressed_tensors,
     "modelopt": write_modelopt,
     "tensorrt": write_tensorrt,
+    "pt2": write_pt2,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -84,7 +86,7 @@ def export(
 
     Args:
         student: a Hugging Face model with its transforms attached; left as it was.
-        target: `vllm`, `transformers`, `modelopt` or `tensorrt`.
+        target: `vllm`, `transformers`, `modelopt`, `tensorrt` or `pt2`.
         path: the final folder; an existing one is replaced only after success.
         tokenizer: saved along; None leaves the folder without one.
         example_batch: tokens for the comparison of logits; None draws some.
