@@ -1,7 +1,8 @@
 """Opens whatever lies at a path as a model whose quality can be measured.
 
-Dense and compressed checkpoints load through transformers, ONNX files through onnxruntime; the
-fake-quantised model of a run folder is put together by the scripts, which know its recipe.
+Dense and compressed checkpoints load through transformers, ONNX files through onnxruntime, exported
+programs through PyTorch itself; the fake-quantised model of a run folder is put together by the
+scripts, which know its recipe.
 
 Legend: B sequences, L positions, V vocabulary, C classes.
 """
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from compress.contract import Batch, Head, Trace
 from compress.errors import BadInput
 from compress.evaluate.engines import Engine, EngineSettings, load_engine
+from compress.export.pt2 import PROGRAM_FILE
 from compress.export.reload import quiet
 
-WEIGHTS = ("*.safetensors", "*.onnx", "*.onnx.data", "*.onnx_data")
+WEIGHTS = ("*.safetensors", "*.onnx", "*.onnx.data", "*.onnx_data", "*.pt2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class OpenModel:
 
     Args:
         name: its path, as given.
-        kind: `dense`, `compressed` (compressed-tensors), `onnx` or `fake_quantized`.
+        kind: `dense`, `compressed` (compressed-tensors), `onnx`, `pt2` or `fake_quantized`.
         module: takes `input_ids` and `attention_mask`; its output has `logits`.
         tokenizer: the one that lies beside it; None where there is none.
         bytes: of its weight files; None where it has none of its own.
@@ -61,10 +63,11 @@ class EngineModel(nn.Module):
         self.engine = engine
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
-        """An object with `logits`."""
+        """An object with `logits`, which a model without a head calls its last hidden states."""
         padded = attention_mask is not None and not bool(attention_mask.all())
         mask = attention_mask if padded else None
-        return SimpleNamespace(logits=self.engine.forward(input_ids.cpu(), mask))
+        answer = self.engine.forward(input_ids.cpu(), mask)
+        return SimpleNamespace(logits=answer, last_hidden_state=answer)
 
     def trace_batch(self, batch: Batch) -> Trace:
         """Logits in the place of hidden states."""
@@ -80,7 +83,7 @@ def open_model(
     """The model at a path.
 
     Args:
-        path: a checkpoint folder, an ONNX file or a folder that holds one, or a hub's name.
+        path: a checkpoint folder, an ONNX or `.pt2` file or its folder, or a hub's name.
         device: where a checkpoint runs.
         dtype: of what is not quantised.
         threads: of onnxruntime.
@@ -96,6 +99,13 @@ def open_model(
             name=str(path), kind="onnx", module=EngineModel(engine),
             tokenizer=find_tokenizer(onnx.parent), bytes=weight_bytes(onnx.parent),
             task="causal_lm" if engine.generates else "classification",
+        )  # fmt: skip
+    if program := pt2_file(place):
+        engine = load_engine("eager", program, EngineSettings(threads=threads))
+        return OpenModel(
+            name=str(path), kind="pt2", module=EngineModel(engine),
+            tokenizer=find_tokenizer(program.parent), bytes=weight_bytes(program.parent),
+            task=task_of(read_config(program.parent)),
         )  # fmt: skip
     config = read_config(place) if place.exists() else {}
     task = task_of(config)
@@ -114,6 +124,13 @@ def onnx_file(place: Path) -> Path | None:
     if place.is_dir() and not any(place.glob("*.safetensors")):
         return next(iter(sorted(place.glob("*.onnx"))), None)
     return None
+
+
+def pt2_file(place: Path) -> Path | None:
+    """The exported program a path means: itself, or the one in a folder without a checkpoint."""
+    file = place / PROGRAM_FILE if place.is_dir() else place
+    beside = place.is_dir() and any(place.glob("*.safetensors"))
+    return file if file.suffix == ".pt2" and file.is_file() and not beside else None
 
 
 def read_config(place: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Opens a `.pt2` file only where nothing in it can run code: `torch.export.load` itself is unsafe.
 
-It unpickles example inputs and tensors without restriction and evaluates size expressions as Python:
-with torch 2.13 each of the three ran a program while loading. Guards are executed too, and compiled
-libraries loaded. A file of ours uses none of that, so whatever does is refused before it is loaded.
+It unpickles example inputs and tensors without restriction and evaluates size expressions as
+Python: with torch 2.13 each of the three ran a program while loading. Guards are executed too, and
+compiled libraries loaded. A file of ours uses none of that, so whatever does is refused first.
 """
 
 import ast

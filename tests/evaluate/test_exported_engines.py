@@ -1,6 +1,7 @@
 """Engines that compile a graph answer as the model does, and refuse what they cannot read."""
 
 import json
+import zipfile
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from compress.errors import BadInput
 from compress.evaluate.engines import EngineSettings, load_engine
 from tests.export.onnx_models import exported, student_of, tiny_bert
+from tests.export.pt2_models import sparse_int4
 from tests.tiny import tiny_llama
 
 
@@ -57,6 +59,29 @@ def test_onnxruntime_exports_a_dense_checkpoint_on_the_spot(tmp_path):
     assert gap(load_engine("onnxruntime", tmp_path, EngineSettings()), model) < 1e-5
 
 
+def test_eager_runs_a_program_and_answers_like_the_student():
+    student, result, _ = sparse_int4()
+    engine = load_engine("eager", result.path, EngineSettings())
+    assert (engine.vocab_size, engine.generates, engine.cached) == (128, True, False)
+    assert gap(engine, student) < 1e-5
+
+
+def test_eager_runs_a_dense_checkpoint_beside_it(tmp_path):
+    model = saved(tiny_llama(layers=1), tmp_path)
+    assert gap(load_engine("eager", tmp_path, EngineSettings()), model) < 1e-5
+
+
+@pytest.mark.nightly
+def test_inductor_compiles_a_program_of_codes():
+    student, result, _ = sparse_int4()
+    assert gap(load_engine("inductor", result.path, EngineSettings()), student) < 1e-4
+
+
+def test_transformers_sends_a_program_to_its_engines():
+    with pytest.raises(BadInput, match="engine=eager or engine=inductor"):
+        load_engine("transformers", sparse_int4()[1].path, EngineSettings())
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("make", [tiny_llama, tiny_bert])
 def test_inductor_compiles_a_dense_checkpoint(tmp_path, make):
@@ -71,7 +96,7 @@ def test_tvm_compiles_a_dense_checkpoint(tmp_path):
     assert gap(load_engine("tvm", tmp_path, EngineSettings()), model) < 1e-5
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "inductor"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "eager", "inductor"])
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -86,13 +111,15 @@ def test_settings_without_a_meaning_are_refused(tmp_path, engine, settings, said
         load_engine(engine, tmp_path, EngineSettings(**settings))
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "inductor"])
-def test_a_quantised_checkpoint_is_sent_to_the_right_export(tmp_path, engine):
+@pytest.mark.parametrize(
+    ("engine", "target"), [("onnxruntime", "tensorrt"), ("eager", "pt2"), ("inductor", "pt2")]
+)
+def test_a_quantised_checkpoint_is_sent_to_the_right_export(tmp_path, engine, target):
     saved(tiny_llama(layers=1), tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "quantization_config": {"format": "int-quantized"}}))
-    with pytest.raises(BadInput, match="target=tensorrt"):
+    with pytest.raises(BadInput, match=f"target={target}"):
         load_engine(engine, tmp_path, EngineSettings())
 
 
@@ -110,8 +137,18 @@ def test_what_is_not_there_or_damaged_is_named(tmp_path):
         load_engine("onnxruntime", tmp_path, EngineSettings())
 
 
-def test_a_package_of_another_machine_is_told(tmp_path):
+def test_a_compiled_package_runs_only_where_it_is_trusted(tmp_path):
     saved(tiny_llama(layers=1), tmp_path)
-    (tmp_path / "model.pt2").write_bytes(b"no package")
-    with pytest.raises(BadInput, match="compile it on this machine"):
-        load_engine("inductor", tmp_path, EngineSettings())
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
+        archive.writestr("model/data/aotinductor/model/other.wrapper.so", b"another machine's")
+    for settings, said in [({}, "native code"), ({"trust_package": True}, "on this machine")]:
+        with pytest.raises(BadInput, match=said):
+            load_engine("inductor", tmp_path, EngineSettings(options=settings))
+
+
+@pytest.mark.parametrize("engine", ["eager", "inductor"])
+def test_a_damaged_program_is_told(tmp_path, engine):
+    saved(tiny_llama(layers=1), tmp_path)
+    (tmp_path / "model.pt2").write_bytes(b"no program")
+    with pytest.raises(BadInput, match=r"model\.pt2 is damaged"):
+        load_engine(engine, tmp_path, EngineSettings())

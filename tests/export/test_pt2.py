@@ -1,9 +1,7 @@
 """An exported program holds the trained codes, scales and zeros, and needs PyTorch alone."""
 
 import copy
-import functools
 import json
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -18,14 +16,11 @@ from compress.export.gate import gate
 from compress.export.plan import collect_plan
 from compress.export.pt2 import PROGRAM_FILE, held_tensors
 from compress.export.pt2_archive import open_program
-from compress.export.write import export
-from compress.quantize import prepare, start
-from compress.sparsify.masks import topk_mask
-from compress.transforms import attach_transform
-from tests.export.fakes import FakeMask
+from compress.quantize import prepare
 from tests.export.onnx_models import quantised, tiny_bert
+from tests.export.pt2_models import sparse_int4, written
 from tests.export.test_trained_schemes import trained
-from tests.tiny import TinyData, tiny_batch, tiny_llama
+from tests.tiny import tiny_llama
 
 DOWN = "model.layers.0.mlp.down_proj"
 STATIC = {"activations": "static"}
@@ -35,34 +30,6 @@ CASES = [
     ("W4A16", {}, "bfloat16"),
     ("W3A16", {"embeddings": "W8A16:32"}, "float32"),
 ]
-
-
-class TwoOfFour(FakeMask):
-    def __init__(self, weight):
-        super().__init__(weight, pattern="2:4")
-        self.mask = topk_mask(weight.detach().abs(), density=0.5, pattern="2:4")
-
-
-def masked(scheme, **settings):
-    model = tiny_llama(layers=1, hidden=64)
-    for layer in model.model.layers.modules():
-        if isinstance(layer, torch.nn.Linear):
-            attach_transform(layer, TwoOfFour(layer.weight))
-    prepare(model, scheme=scheme, **settings)
-    start(model, TinyData(), samples=4)
-    return model.eval()
-
-
-def written(student, place, **settings):
-    gate(student, target="pt2")
-    return export(student, target="pt2", path=place, example_batch=tiny_batch(), **settings)
-
-
-@functools.cache
-def sparse_int4():
-    """One student and its folder, for all that asks about a finished program; both must outlive."""
-    student, place = masked("W4A16", group_size=32), tempfile.TemporaryDirectory()
-    return student, written(student, Path(place.name) / "out", dtype="float32"), place
 
 
 @pytest.mark.parametrize(("scheme", "settings", "dtype"), CASES)

@@ -25,6 +25,7 @@ OnToken = Callable[[], None]
 REQUIRED: Mapping[str, tuple[str, str]] = {
     "transformers": ("transformers", "pip install transformers"),
     "onnxruntime": ("onnxruntime", "pip install 'compress-lm[onnx]'"),
+    "eager": ("torch", "pip install torch"),
     "inductor": ("torch", "pip install torch"),
     "tvm": ("tvm", "pip install apache-tvm"),
 }
@@ -114,7 +115,7 @@ def load_engine(name: str, path: str | Path, settings: EngineSettings) -> Engine
 
     Args:
         name: one of `REQUIRED`.
-        path: what the engine reads: a checkpoint folder, or an ONNX file or its folder.
+        path: what the engine reads: a checkpoint folder, or an ONNX or `.pt2` file or its folder.
         settings: threads, dtype, device.
 
     Raises:

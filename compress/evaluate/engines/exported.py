@@ -27,9 +27,10 @@ def dense_model(path: Path, *, engine: str) -> nn.Module:
             f"{path} holds an ONNX graph, which {engine} does not read: engine=onnxruntime runs it"
         )
     if "quantization_config" in config:
+        target = "pt2" if engine in ("inductor", "eager") else "tensorrt"
         raise BadInput(
             f"{path} is quantised in a format that {engine} does not read: export its run with "
-            f"target=tensorrt and give that folder"
+            f"target={target} and give that folder"
         )
     name = (config.get("architectures") or [""])[0]
     classifies = name.endswith("ForSequenceClassification")

@@ -1,4 +1,7 @@
-"""Inductor: a dense checkpoint compiled ahead of time (AOTInductor), or a package made before."""
+"""Inductor: an exported program or a dense checkpoint, compiled ahead of time (AOTInductor).
+
+A package that was compiled before is native code: it runs where `trust_package` says so.
+"""
 
 import tempfile
 from pathlib import Path
@@ -14,7 +17,14 @@ from compress.evaluate.engines.exported import (
     refuse_settings,
     vocabulary,
 )
-from compress.export.inductor import PACKAGE_FILE, Compiled, compile_package, open_package
+from compress.export.inductor import (
+    PACKAGE_FILE,
+    Compiled,
+    compile_package,
+    compile_program,
+    open_package,
+)
+from compress.export.pt2_archive import is_compiled, open_program
 
 
 class Inductor(Engine):
@@ -37,21 +47,27 @@ class Inductor(Engine):
 
 
 def load(path: Path, settings: EngineSettings) -> Engine:
-    """A `.pt2` package with a `config.json` beside, or a dense checkpoint folder.
+    """A `.pt2` program or package with a `config.json` beside, or a dense checkpoint folder.
+
+    The option `trust_package` lets a compiled package in: it is code of whoever made it.
 
     Raises:
         BadInput: there is none, it cannot be read, or a setting has no meaning here.
         UnsupportedModel: the model does not compile.
     """
-    refuse_settings(settings, engine="inductor", devices=("cpu",))
+    refuse_settings(settings, engine="inductor", devices=("cpu",), known=("trust_package",))
     if not path.exists():
         raise BadInput(f"{path}: there is no such file or folder")
     torch.set_num_threads(settings.threads)
     vocab_size = vocabulary(checkpoint_config(path), path)
     file = path if path.is_file() else path / PACKAGE_FILE
-    if file.is_file():
+    if file.is_file() and settings.options.get("trust_package") is True and is_compiled(file):
         return Inductor(open_package(file), vocab_size=vocab_size)
-    model = dense_model(path, engine="inductor")
     with tempfile.TemporaryDirectory() as place:
-        made = compile_package(model, Path(place) / PACKAGE_FILE, threads=settings.threads)
+        package = Path(place) / PACKAGE_FILE
+        if file.is_file():
+            made = compile_program(open_program(file), package, threads=settings.threads)
+        else:
+            model = dense_model(path, engine="inductor")
+            made = compile_package(model, package, threads=settings.threads)
         return Inductor(open_package(made), vocab_size=vocab_size)

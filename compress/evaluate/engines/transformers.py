@@ -9,7 +9,7 @@ from transformers import __version__
 
 from compress.errors import BadInput
 from compress.evaluate.engines import Engine, EngineSettings, OnToken
-from compress.evaluate.models import open_model
+from compress.evaluate.models import open_model, pt2_file
 
 
 class Transformers(Engine):
@@ -56,6 +56,8 @@ def load(path: Path, settings: EngineSettings) -> Engine:
     """
     if settings.options:
         raise BadInput(f"engine=transformers knows no options: {', '.join(settings.options)}")
+    if pt2_file(path) is not None:
+        raise BadInput(f"{path} is an exported program: engine=eager or engine=inductor runs it")
     opened = open_model(path, device=settings.device, dtype=settings.dtype or "float32")
     if opened.kind == "onnx":
         raise BadInput(f"{path} is an ONNX file: engine=onnxruntime runs it")

@@ -1,0 +1,54 @@
+"""PyTorch without a compiler: an exported program (`target=pt2`), or a dense checkpoint."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress.errors import BadInput
+from compress.evaluate.engines import Engine, EngineSettings
+from compress.evaluate.engines.exported import (
+    checkpoint_config,
+    dense_model,
+    refuse_settings,
+    vocabulary,
+)
+from compress.export.onnx_program import Logits
+from compress.export.pt2 import PROGRAM_FILE
+from compress.export.pt2_archive import open_program
+
+
+class Eager(Engine):
+    """Operators one after another; no key-value cache, as in the program."""
+
+    name = "eager"
+    version = torch.__version__
+
+    def __init__(self, run: Callable[..., Tensor], *, vocab_size: int) -> None:
+        """`run` takes `input_ids` and `attention_mask`."""
+        self.run, self.vocab_size = run, vocab_size
+        self.generates = self.forward(torch.zeros(2, 3, dtype=torch.int64)).dim() == 3
+
+    @torch.inference_mode()
+    def forward(self, tokens_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """Logits of every position, or of each sequence."""
+        mask_BL = torch.ones_like(tokens_BL) if mask_BL is None else mask_BL
+        return self.run(input_ids=tokens_BL, attention_mask=mask_BL.to(torch.int64)).float()
+
+
+def load(path: Path, settings: EngineSettings) -> Engine:
+    """A `.pt2` program with a `config.json` beside, its folder, or a dense checkpoint folder.
+
+    Raises:
+        BadInput: there is none, it cannot be read, or a setting has no meaning here.
+    """
+    refuse_settings(settings, engine="eager", devices=("cpu",))
+    if not path.exists():
+        raise BadInput(f"{path}: there is no such file or folder")
+    torch.set_num_threads(settings.threads)
+    vocab_size = vocabulary(checkpoint_config(path), path)
+    file = path if path.is_file() else path / PROGRAM_FILE
+    if file.is_file():
+        return Eager(open_program(file).module(), vocab_size=vocab_size)
+    return Eager(Logits(dense_model(path, engine="eager")), vocab_size=vocab_size)
