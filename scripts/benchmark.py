@@ -8,7 +8,7 @@ How fast a model is, in a real engine, beside the original: one JSON and a plot.
   python scripts/benchmark.py model=PATH [baseline=PATH] [engine=transformers] [key=value ...]
 
 Often used:
-  engine=transformers|onnxruntime|inductor|tvm|vllm|server
+  engine=transformers|onnxruntime|eager|inductor|tvm|vllm|server
   requests=16  rounds=4  concurrency=[1,8]   closed loop: latency, and throughput in batches
   rates=[1,2,4]                              open loop: Poisson arrivals, latency against load
   prompt_tokens=32-128  new_tokens=32  lengths=FILE.jsonl

@@ -1,6 +1,7 @@
 """How good a model is: `python scripts/evaluate.py model=... baseline=... data=...`."""
 
 import sys
+from typing import Any
 
 HELP = """\
 How good a model is, and how close to a baseline, on held-out data.
@@ -8,8 +9,8 @@ How good a model is, and how close to a baseline, on held-out data.
   python scripts/evaluate.py model=PATH [baseline=PATH] [data=text data.path=FILES] [key=value ...]
 
 A path is a run folder (its fake-quantised model), a checkpoint folder (dense or compressed), an
-ONNX file, or a name on the hub. Without `data`, a run folder brings its own; else it is the
-embedded default.
+ONNX or .pt2 file or its folder, or a name on the hub. Without `data`, a run folder brings its own;
+else it is the embedded default.
 
 Often used:
   part=validation|test    batch_size=8  max_batches=32 (null: all)
@@ -30,27 +31,49 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> None:
-    from compress.errors import BadInput
     from compress.scripts.lib.config import compose
-    from compress.scripts.lib.settings import check_installed, check_model_path, check_writable
+    from compress.scripts.lib.settings import at_home
 
-    config = compose(words, primary="evaluate")
+    pairs = [word.partition("=") for word in words]
+    config = compose([f"{k}{equals}{at_home(v)}" for k, equals, v in pairs], primary="evaluate")
+    _check(config)
+    from compress.scripts.lib.evaluate_run import run  # heavy: only once the settings are sound
+
+    run(config, own_data=not any(w.partition("=")[0].split(".")[0] == "data" for w in words))
+
+
+def _check(config: Any) -> None:
+    from compress.errors import BadInput
+    from compress.scripts.lib.limits import COUNT, SEED, SHARE_INSIDE
+    from compress.scripts.lib.settings import (
+        check_device,
+        check_file,
+        check_installed,
+        check_model_path,
+        check_writable,
+        out_of_limits,
+        unknown_words,
+    )
+
+    counts = dict.fromkeys(("batch_size", "max_batches", "threads", "resamples"), COUNT)
+    known = {
+        "part": ("train", "validation", "test"), "dtype": ("float32", "bfloat16", "float16"),
+        "task": ("causal_lm", "classification", "embedding", None),
+    }  # fmt: skip
     problems = [
         *([] if config.model else ["model must be given: model=PATH"]),
         *check_model_path("model", config.model),
         *check_model_path("baseline", config.baseline),
-        *check_model_path("questions", config.questions, remote=False),
+        *check_file("questions", config.questions),
         *check_writable("out", config.out),
+        *out_of_limits(config, {**counts, "level": SHARE_INSIDE, "seed": SEED}),
+        *unknown_words(config, known),
+        *check_device(config.device),
     ]
-    if config.part not in ("train", "validation", "test"):
-        problems.append(f"part={config.part}: use train, validation or test")
     if config.tasks:
         problems += check_installed("lm_eval", "tasks", "pip install 'lm-eval[hf]'")
     if problems:
         raise BadInput("\n".join(problems))
-    from compress.scripts.lib.evaluate_run import run  # heavy: only once the settings are sound
-
-    run(config, own_data=not any(w.partition("=")[0].split(".")[0] == "data" for w in words))
 
 
 if __name__ == "__main__":

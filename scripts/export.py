@@ -3,15 +3,16 @@
 import sys
 from typing import Any
 
-TARGETS = ("vllm", "transformers", "modelopt", "tensorrt")
+TARGETS = ("vllm", "transformers", "modelopt", "tensorrt", "pt2")
 
 HELP = """\
 Write a trained run for a runtime; it is compared with the trained model before it gets its name.
 
-  python scripts/export.py run_dir=FOLDER target=vllm|modelopt|tensorrt|transformers [key=value ...]
+  python scripts/export.py run_dir=FOLDER target=vllm|modelopt|tensorrt|pt2|transformers [...]
 
 Often used:
   target=tensorrt         ONNX with Q/DQ and trtexec commands; pip install 'compress-lm[onnx]'
+  target=pt2              torch.export: integer codes and scales, run by PyTorch alone
   calibration=true        tensorrt: also an INT8 calibration cache, for implicit quantisation
   cache=true              tensorrt: key-value cache as inputs and outputs, to write token by token
   bundle=true             a model card with measured quality, Kubernetes and Triton files

@@ -7,7 +7,7 @@ from typing import Any
 from compress.errors import did_you_mean
 from compress.scripts.lib.settings import check_installed, check_model_path, check_writable
 
-ENGINES = ("transformers", "onnxruntime", "inductor", "tvm", "vllm", "server")
+ENGINES = ("transformers", "onnxruntime", "eager", "inductor", "tvm", "vllm", "server")
 INSTALL = {
     "onnxruntime": ("onnxruntime", "pip install 'compress-lm[onnx]'"),
     "tvm": ("tvm", "pip install apache-tvm"),

@@ -11,7 +11,7 @@ from compress.evaluate.classify import classification_accuracy
 from compress.evaluate.intervals import Interval, bootstrap_interval
 from compress.evaluate.quality import token_loss
 from compress.export.bundle import bundle
-from compress.export.card import CardFacts
+from compress.export.card import CardFacts, program_lines
 from compress.export.deploy import DeploySettings, dns_label
 from compress.export.plan import collect_plan
 from compress.export.write import ExportResult, export
@@ -190,5 +190,7 @@ def tell(result: ExportResult, *, bundled: bool) -> None:
         print(f"deploy: {result.path / 'deploy' / 'README.md'}")
     elif result.target == "tensorrt":
         print(f"next: cd {result.path} && sh trtexec.sh   (on the GPU that serves)")
+    elif result.target == "pt2":
+        print(f"next, in Python:\n{program_lines(result.path)}")
     elif result.target in ("vllm", "modelopt"):
         print(f"next: vllm serve {result.path}")

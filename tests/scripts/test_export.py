@@ -1,5 +1,7 @@
 """`scripts/export.py`: a trained run becomes any target's folder, equal to what was trained."""
 
+import contextlib
+import io
 import json
 
 import onnx
@@ -9,6 +11,7 @@ from safetensors.torch import load_file
 
 from compress.export.tensorrt_calibration import read_cache
 from compress.export.write import WRITERS
+from compress.scripts.evaluate import main as evaluate
 from compress.scripts.export import HELP, TARGETS, main
 from tests.scripts.small_run import small_run
 
@@ -84,6 +87,40 @@ def test_calibration_is_written_beside(trained, tmp_path):
     words = [f"run_dir={folder}", "target=tensorrt", "calibration=true", f"path={tmp_path / 'out'}"]
     assert main(words) == 0
     assert read_cache((tmp_path / "out" / "implicit" / "calibration.cache").read_text())
+
+
+@pytest.fixture(scope="module")
+def program(trained):
+    """What the export of a program printed, and its folder."""
+    folder, _ = trained
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main([f"run_dir={folder}", "target=pt2"]) == 0
+    return said.getvalue(), folder / "export" / "pt2"
+
+
+def test_an_exported_program_runs_by_the_three_lines_that_are_printed(program):
+    lines, held = program[0].partition("next, in Python:\n")[2].splitlines(), {}
+    assert len(lines) == 3
+    exec("\n".join(lines), held)
+    assert held["logits"].shape[:2] == held["tokens"].input_ids.shape
+    assert held["logits"].isfinite().all()
+
+
+def test_evaluate_measures_the_program_as_it_measures_the_run(trained, program, tmp_path):
+    words = [f"model={program[1]}", f"baseline={trained[0]}", "max_batches=2"]
+    assert evaluate([*words, f"out={tmp_path / 'found.json'}"]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["models"]["model"]["kind"] == "pt2"
+    against = found["measures"]["language"]["against_baseline"]
+    assert abs(against["loss_difference"]["value"]) < 1e-3
+    assert against["token_agreement"]["value"] > 0.98
+
+
+def test_what_a_program_cannot_hold_is_refused_before_training(trained, tmp_path, capsys):
+    words = ("recipe=qat", "callbacks.qat.scheme=FP8_DYNAMIC", "target=pt2")
+    assert small_run(tmp_path / "fp8", *words)[0] == 2
+    assert "integer codes, not FP8 or FP4" in capsys.readouterr().err
+    assert not (tmp_path / "fp8" / "checkpoints" / "last.ckpt").exists()
 
 
 def test_modelopt_refuses_int8_and_leaves_no_folder(trained, capsys):
