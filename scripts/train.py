@@ -64,6 +64,7 @@ def _run(words: list[str], *, show: bool) -> int:
     from compress.scripts.lib.checks import check_paths
     from compress.scripts.lib.config import compose
     from compress.scripts.lib.launch import launch, ranks_to_start
+    from compress.scripts.lib.precision import settle_precision
     from compress.scripts.lib.run_folder import choose_folder
 
     config = compose(words)
@@ -78,6 +79,7 @@ def _run(words: list[str], *, show: bool) -> int:
     if ranks:
         path, _ = choose_folder(config, recipe)
         return launch(words, ranks=ranks, run_dir=path, module="compress.scripts.train")
+    settle_precision(config, recorded=choose_folder(config, recipe)[0] / "config.yaml")
     if "cache" in config:
         from compress.scripts.lib.cache_teacher import cache_teacher
 

@@ -37,6 +37,8 @@ COUNT = Limits(low=1)
 NOT_NEGATIVE = Limits(low=0)
 POSITIVE = Limits(low=0, open_low=True)
 SHARE = Limits(low=0, high=1)
+SHARE_INSIDE = Limits(low=0, high=1, open_low=True, open_high=True)
+SHARE_OF_SOME = Limits(low=0, high=1, open_low=True)
 SEED = Limits(low=0, high=2**32 - 1)
 
 NUMBERS: Mapping[str, Limits] = {
@@ -80,11 +82,11 @@ WORDS: Mapping[str, tuple[str | None, ...]] = {
     "task": ("causal_lm", "classification", "embedding"),
     "purpose": ("size", "speed"),
     "export_dtype": ("float32", "bfloat16"),
-    "teacher.dtype": ("bfloat16", "float16", "float32", None),
+    "teacher.dtype": ("auto", "bfloat16", "float16", "float32", None),
     "teacher.host": ("local", "deepspeed", "cached", "served"),
     "trainer.accelerator": ("cpu", "gpu", "cuda", "mps", "tpu", "auto"),
     "trainer.precision": (
-        "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true",
+        "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true",
         "transformer-engine", "transformer-engine-float16",
     ),
 }  # fmt: skip

@@ -42,7 +42,7 @@ def _fsdp2_problems(config: Any) -> Iterator[str]:
             f"trainer.accelerator={trainer.accelerator}: trainer=fsdp2 finds no CUDA GPU here; on "
             "CPUs add trainer.accelerator=cpu and, say, trainer.devices=2"
         )
-    if trainer.precision not in ("32-true", "bf16-mixed"):
+    if trainer.precision not in ("auto", "32-true", "bf16-mixed"):
         yield (
             f"trainer.precision={trainer.precision}: trainer=fsdp2 keeps fp32 weights and "
             "computes in bf16-mixed or 32-true; the others were never run: use one of these, or "

@@ -1,0 +1,60 @@
+"""What `auto` means for `trainer.precision` and `teacher.dtype` on this machine.
+
+bfloat16 where the processor multiplies it itself, float32 elsewhere: a CPU that has to emulate
+bfloat16 takes ten times as long for a step.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+MULTIPLIES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Flags of /proc/cpuinfo; the last is ARM's."""
+
+AMPERE = 8
+"""CUDA's compute capability from which GPUs multiply bfloat16."""
+
+
+def settle_precision(config: Any, *, recorded: Path) -> None:
+    """Replace `auto` in a composed configuration by what it means here.
+
+    Args:
+        config: changed in place.
+        recorded: the config.yaml of the run that is gone on with. Where there is one, its word
+            holds, so that a run goes on bit for bit on a machine of another kind too.
+    """
+    known = _words_of(recorded) if config.ckpt is not None else {}
+    for group, key, words in (
+        ("trainer", "precision", ("bf16-mixed", "32-true")),
+        ("teacher", "dtype", ("bfloat16", "float32")),
+    ):
+        if config[group].get(key) == "auto":
+            native = multiplies_bfloat16(config.trainer.accelerator)
+            config[group][key] = known.get(group, {}).get(key) or words[0 if native else 1]
+
+
+def _words_of(recorded: Path) -> Any:
+    import yaml
+
+    return (yaml.safe_load(recorded.read_text()) or {}) if recorded.is_file() else {}
+
+
+def multiplies_bfloat16(accelerator: str) -> bool:
+    """Whether this machine's device of that kind has instructions for bfloat16 products."""
+    if accelerator in ("gpu", "cuda", "auto"):
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_capability()[0] >= AMPERE
+        if accelerator != "auto":
+            return True  # refused elsewhere: there is no GPU
+    if accelerator in ("mps", "tpu"):
+        return accelerator == "tpu"
+    return not MULTIPLIES.isdisjoint(processor_flags(Path("/proc/cpuinfo")))
+
+
+def processor_flags(cpuinfo: Path) -> Iterable[str]:
+    """What the processor says it has; nothing where the system does not tell."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = (line.partition(":") for line in lines)
+    return next((v.split() for k, _, v in named if k.strip() in ("flags", "Features")), [])
