@@ -31,6 +31,7 @@ def main(words: list[str] | None = None) -> int:
 
 def _settings(words: list[str]) -> dict[str, str]:
     from compress.errors import BadInput, did_you_mean
+    from compress.scripts.lib.settings import check_writable
 
     settings: dict[str, str] = {}
     for word in words:
@@ -44,6 +45,8 @@ def _settings(words: list[str]) -> dict[str, str]:
         raise BadInput("give one of run_dir=PATH and compare=runA,runB")
     if "out" in settings and "compare" not in settings:
         raise BadInput("out= belongs to compare=; run_dir= writes report.html into that folder")
+    if "out" in settings and (problems := check_writable("out", settings["out"])):
+        raise BadInput("\n".join(problems))
     return settings
 
 

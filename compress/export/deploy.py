@@ -15,8 +15,15 @@ from compress.errors import BadInput
 FOLDER = "deploy"
 KUBERNETES = ("deployment.yaml", "service.yaml", "keda-scaledobject.yaml", "hpa.yaml")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+SERVICE_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 IMAGE = "vllm/vllm-openai:latest"
 GPUS_A_NODE = 8
+
+RESOURCES = {
+    "NVIDIA": "nvidia.com/gpu", "AMD": "amd.com/gpu", "Intel": "habana.ai/gaudi",
+    "Google": "google.com/tpu", "Huawei": "huawei.com/Ascend910", "Cambricon": "cambricon.com/mlu",
+}  # fmt: skip
+"""Vendor of the planner's table -> what its device plugin calls one device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,7 @@ class DeploySettings:
         tensor_parallel: GPUs that share each layer.
         pipeline_parallel: groups of GPUs that hold some layers each.
         mig: a slice such as `1g.10gb` in place of a whole GPU; None takes whole GPUs.
+        device: what the cluster's device plugin calls one of them.
         accelerator: value of the node label `nvidia.com/gpu.product`; None takes any node.
         min_replicas: servers that always run.
         max_replicas: at the highest load.
@@ -49,6 +57,7 @@ class DeploySettings:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     mig: str | None = None
+    device: str = RESOURCES["NVIDIA"]
     accelerator: str | None = None
     min_replicas: int = 1
     max_replicas: int = 8
@@ -63,7 +72,7 @@ class DeploySettings:
         Raises:
             BadInput: lists every setting that is wrong.
         """
-        wrong = [*_labels(self), *_counts(self), *_parallel(self)]
+        wrong = [*_labels(self), *_counts(self), *_parallel(self), *_image(self)]
         if wrong:
             raise BadInput("deploy settings:\n  " + "\n  ".join(wrong))
 
@@ -75,14 +84,18 @@ class DeploySettings:
     @property
     def resource(self) -> str:
         """The resource a pod asks for: whole GPUs or a MIG slice."""
-        return f"nvidia.com/mig-{self.mig}" if self.mig else "nvidia.com/gpu"
+        return f"nvidia.com/mig-{self.mig}" if self.mig else self.device
 
 
 def _labels(settings: DeploySettings) -> list[str]:
     return [
-        f"{key}={value!r} is no DNS label: small letters, digits and -, at most 63"
-        for key in ("name", "namespace", "claim")
-        if not DNS_LABEL.fullmatch(value := getattr(settings, key))
+        f"{key}={value!r} is no DNS label: small letters, digits and -, at most 63{more}"
+        for key, label, more in (
+            ("name", SERVICE_LABEL, ", a letter first"),
+            ("namespace", DNS_LABEL, ""),
+            ("claim", DNS_LABEL, ""),
+        )
+        if not label.fullmatch(value := getattr(settings, key))
     ]
 
 
@@ -112,6 +125,15 @@ def _parallel(settings: DeploySettings) -> list[str]:
     return wrong
 
 
+def _image(settings: DeploySettings) -> list[str]:
+    if settings.image != IMAGE or settings.device == RESOURCES["NVIDIA"]:
+        return []
+    return [
+        f"image={IMAGE} runs on NVIDIA alone, and the server is planned for {settings.device}: "
+        "name the vendor's container with vLLM, image=..."
+    ]
+
+
 def from_placement(name: str, placement: Any, **settings: Any) -> DeploySettings:
     """Settings with the degrees and the slice that the planner chose.
 
@@ -127,12 +149,13 @@ def from_placement(name: str, placement: Any, **settings: Any) -> DeploySettings
 
 
 def dns_label(text: str) -> str:
-    """The nearest DNS label.
+    """The nearest DNS label that begins with a letter, as the names of Services must.
 
-    >>> dns_label("runs/Distill_QAT v2")
-    'runs-distill-qat-v2'
+    >>> dns_label("runs/Distill_QAT v2"), dns_label("8B")
+    ('runs-distill-qat-v2', 'model-8b')
     """
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].strip("-") or "model"
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "model"
+    return (plain if plain[0].isalpha() else f"model-{plain}")[:63].strip("-")
 
 
 def write_deploy(

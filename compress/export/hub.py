@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from compress.errors import BadInput
 
 NEEDED = ("config.json", "README.md")
+WEIGHTS = ("*.safetensors", "*.onnx", "*.pt2")
 
 
 def push_to_hub(
@@ -28,10 +30,12 @@ def push_to_hub(
         message: of the commit.
 
     Raises:
-        BadInput: the folder is no export, nobody is logged in, or the hub refuses.
+        BadInput: the folder is no export, nobody is logged in, or the hub refuses or is not there.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    login = "run `hf auth login`, or set HF_TOKEN"
 
     path = checked_folder(folder)
     if repo_id.count("/") != 1:
@@ -45,30 +49,66 @@ def push_to_hub(
             repo_id=repo_id, folder_path=str(path), revision=revision, commit_message=message
         )
     except LocalTokenNotFoundError as error:
-        raise BadInput("nobody is logged in to the hub: run `hf auth login`") from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise BadInput(f"nobody is logged in to the hub: {login}") from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        way = f"; {login}" if status in (401, 403) else ""
+        raise BadInput(f"the hub refused {repo_id}: {_said(error)}{way}") from error
+    except Exception as error:  # the errors of its transports have no common base
         raise BadInput(
-            f"the hub refused {repo_id}: {str(error).strip().splitlines()[0]}"
+            f"{repo_id} was not sent: {_said(error)}. The hub is not reached, or the folder not "
+            "read; the same command goes on with what is not there yet"
         ) from error
     return str(sent.commit_url)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
 
 
 def checked_folder(folder: str | Path) -> Path:
     """The folder, if it is whole.
 
     Raises:
-        BadInput: naming what is missing.
+        BadInput: naming all that is missing or damaged.
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise BadInput(f"{path}: there is no such folder; scripts/export.py writes one")
     missing = [name for name in NEEDED if not (path / name).is_file()]
-    if not any(path.glob("*.safetensors")):
-        missing.append("*.safetensors")
+    if not any(file for pattern in WEIGHTS for file in path.glob(pattern)):
+        missing.append(" or ".join(WEIGHTS))
     if missing:
         raise BadInput(f"{path} is no exported folder: it has no {', '.join(missing)}")
+    config = _object(path / "config.json")
+    problems = [] if config else [f"{path / 'config.json'} holds no JSON object"]
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        absent = sorted(name for name in shards if not (path / name).is_file())
-        if absent:
-            raise BadInput(f"{path} lacks shards that its index names: {', '.join(absent)}")
+        places = _object(index).get("weight_map")
+        if not isinstance(places, dict):
+            problems.append(f"{index} is damaged: it has no weight_map")
+            places = {}
+        absent = sorted({str(p) for p in places.values() if not (path / str(p)).is_file()})
+        problems += [f"shards that the index names are absent: {', '.join(absent)}"] * bool(absent)
+    problems += [why for file in sorted(path.glob("*.safetensors")) if (why := _why_broken(file))]
+    if problems:
+        raise BadInput(f"{path} is not whole:\n  " + "\n  ".join(problems))
     return path
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _why_broken(file: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):  # reads the header, and holds it against the length
+            return None
+    except (SafetensorError, OSError) as error:
+        return f"{file.name} is damaged: {error}"

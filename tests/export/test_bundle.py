@@ -13,7 +13,14 @@ from google.protobuf import text_format
 from compress.errors import BadInput, UnsupportedScheme
 from compress.export.bundle import bundle, served_outputs
 from compress.export.card import CardFacts
-from compress.export.deploy import DeploySettings, dns_label, from_placement, write_deploy
+from compress.export.deploy import (
+    RESOURCES,
+    DeploySettings,
+    dns_label,
+    from_placement,
+    write_deploy,
+)
+from compress.plan.accelerators import table
 from tests.export.fakes import quantized
 from tests.export.onnx_models import tiny_bert
 from tests.tiny import tiny_batch, tiny_llama
@@ -23,22 +30,25 @@ SETTINGS = [
     {},
     {"tensor_parallel": 4, "pipeline_parallel": 2, "accelerator": "NVIDIA-H100-80GB-HBM3"},
     {"mig": "1g.10gb", "max_model_len": 4096, "quantization": "modelopt"},
+    {"device": "amd.com/gpu", "image": "rocm/vllm:1", "namespace": "123", "claim": "0"},
+    {"name": "on"},
 ]
 
 
 def deployed(tmp_path, *, target="vllm", facts=OUTPUTS, **settings):
-    write_deploy(tmp_path, DeploySettings(name="small", **settings), target=target, facts=facts)
+    filled = DeploySettings(**{"name": "small", **settings})
+    write_deploy(tmp_path, filled, target=target, facts=facts)
     return tmp_path / "deploy"
 
 
-def manifest(tmp_path, name, **settings):
-    return yaml.safe_load((deployed(tmp_path, **settings) / "kubernetes" / name).read_text())
+def manifest(tmp_path, file, **settings):
+    return yaml.safe_load((deployed(tmp_path, **settings) / "kubernetes" / file).read_text())
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("name", ["deployment.yaml", "service.yaml", "hpa.yaml"])
-def test_kubernetes_takes_the_manifests_strictly(tmp_path, name, settings):
-    kubernetes_validate.validate(manifest(tmp_path, name, **settings), "1.33", strict=True)
+@pytest.mark.parametrize("file", ["deployment.yaml", "service.yaml", "hpa.yaml"])
+def test_kubernetes_takes_the_manifests_strictly(tmp_path, file, settings):
+    kubernetes_validate.validate(manifest(tmp_path, file, **settings), "1.33", strict=True)
 
 
 def test_the_schema_would_refuse_a_misspelt_field(tmp_path):
@@ -179,7 +189,33 @@ def test_what_no_cluster_takes_is_refused_at_once():
         assert said in str(refusal.value)
 
 
-@pytest.mark.parametrize("text", ["runs/Distill_QAT v2", "___", "a" * 80, "é"])
+def test_other_makers_devices_are_asked_for_by_their_own_names(tmp_path):
+    spec = manifest(tmp_path, "deployment.yaml", device=RESOURCES["AMD"], image="rocm/vllm:1")
+    pod = spec["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"] == {"amd.com/gpu": "1"}
+    assert pod["tolerations"][0]["key"] == "amd.com/gpu"
+
+
+def test_every_maker_of_the_planners_table_has_a_device_plugin():
+    assert {device.vendor for device in table()[1].values()} == set(RESOURCES)
+
+
+def test_the_container_of_another_maker_must_be_named():
+    with pytest.raises(BadInput, match=r"runs on NVIDIA alone.*amd\.com/gpu.*image="):
+        DeploySettings(name="small", device="amd.com/gpu")
+
+
+def test_a_service_of_the_name_vllm_does_not_disturb_the_server(tmp_path):
+    spec = manifest(tmp_path, "deployment.yaml", name="vllm")
+    assert spec["spec"]["template"]["spec"]["enableServiceLinks"] is False
+
+
+def test_names_of_services_begin_with_a_letter():
+    with pytest.raises(BadInput, match=r"name='8b'.*a letter first"):
+        DeploySettings(name="8b")
+
+
+@pytest.mark.parametrize("text", ["runs/Distill_QAT v2", "___", "a" * 80, "é", "8" * 80, "-9-"])
 def test_any_name_becomes_a_label(text):
     DeploySettings(name=dns_label(text))
 

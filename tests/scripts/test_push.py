@@ -4,6 +4,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from compress.errors import BadInput
 from compress.export.hub import checked_folder, push_to_hub
@@ -35,8 +37,9 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def exported(tmp_path):
-    for name in ("config.json", "README.md", "model.safetensors"):
-        (tmp_path / name).write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "README.md").write_text("# A model")
+    save_file({"a": torch.zeros(8)}, tmp_path / "model.safetensors")
     return tmp_path
 
 
@@ -50,6 +53,41 @@ def test_the_whole_folder_goes_up_in_one_commit_to_a_private_repository(hub, exp
 def test_a_branch_is_made_where_one_is_named(hub, exported):
     push_to_hub(exported, "me/small", revision="w4a16", private=False)
     assert hub.calls[1][:2] == ("branch", "me/small") and hub.calls[2][2]["revision"] == "w4a16"
+
+
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("model.safetensors", _cut, "model.safetensors is damaged"),
+        ("config.json", lambda file: file.write_text(""), "holds no JSON object"),
+        ("model.safetensors.index.json", lambda file: file.write_text("{"), "has no weight_map"),
+    ],
+)
+def test_a_damaged_export_is_not_sent(hub, exported, name, damage, said):
+    damage(exported / name)
+    with pytest.raises(BadInput, match=said):
+        push_to_hub(exported, "me/small")
+    assert hub.calls == []
+
+
+def test_an_onnx_export_may_be_sent(hub, exported):
+    (exported / "model.safetensors").rename(exported / "model.onnx")
+    assert push_to_hub(exported, "me/small")
+
+
+def test_a_hub_that_is_not_reached_is_told_without_a_traceback(exported, monkeypatch, capsys):
+    class Down(Hub):
+        def create_repo(self, repo_id, **settings):
+            raise RuntimeError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Down)
+    assert main([f"path={exported}", "repo=me/small"]) == 2
+    said = capsys.readouterr().err
+    assert "me/small was not sent: RuntimeError: [Errno -2] Name or service not known" in said
 
 
 @pytest.mark.parametrize("name", ["config.json", "README.md", "model.safetensors"])
@@ -73,12 +111,14 @@ def test_a_refusal_of_the_hub_is_one_line(hub, exported, monkeypatch, capsys):
 
     monkeypatch.setattr(Hub, "create_repo", refuse)
     assert main([f"path={exported}", "repo=me/small"]) == 2
-    assert capsys.readouterr().err.strip() == "BadInput: the hub refused me/small: no route"
+    said = capsys.readouterr().err
+    assert said.startswith("BadInput: me/small was not sent: OSError: no route. The hub is not")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("words, said", [
     (["path=x"], "give path=DIR and repo"),
-    (["path=x", "repo=small"], "x is no exported folder"),
+    (["path=x", "repo=small"], "x: there is no such folder"),
     (["path=x", "rep=me/small"], "Did you mean 'repo'?"),
     (["path=x", "repo=me/small", "private=maybe"], "true or false"),
 ])  # fmt: skip
