@@ -34,10 +34,26 @@ def main(words: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> None:
     from compress.errors import BadInput
-    from compress.scripts.lib.settings import check_model_path, check_writable, read_settings
+    from compress.scripts.lib.limits import COUNT, NOT_NEGATIVE, SHARE, SHARE_OF_SOME
+    from compress.scripts.lib.settings import (
+        check_model_path,
+        check_writable,
+        out_of_limits,
+        read_settings,
+        unknown_words,
+    )
 
     settings = read_settings(words, name="plan")
+    counts = ("batch", "length", "prefill_tokens", "train_batch", "train_length")
+    limits = {
+        **dict.fromkeys(counts, COUNT), "usable": SHARE_OF_SOME, "trainable_share": SHARE,
+        "optimizer_bytes": NOT_NEGATIVE,
+    }  # fmt: skip
+    known = {"precision": ("32-true", "bf16-mixed", "bf16-true")}
     problems = [
+        *out_of_limits(settings, limits),
+        *unknown_words(settings, known),
+        *unknown_words({"kv_bits": str(settings["kv_bits"])}, {"kv_bits": ("8", "16")}),
         *check_model_path("model", settings["model"]),
         *check_model_path("teacher", settings["teacher"]),
         *check_model_path("accelerators", settings["accelerators"], remote=False),

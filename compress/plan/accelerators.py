@@ -84,7 +84,7 @@ def accelerators(
         hints = "".join(f"\n  {name or 'nothing'}:{_nearest(name, spelt)}" for name in unknown)
         raise BadInput(
             f"gpu={names}: unknown accelerators:{hints}\nKnown: {', '.join(known)}. "
-            "Yours, with its figures: accelerators=FILE.json"
+            "Figures of your own: scripts/plan.py accelerators=FILE.json"
         )
     return {spelt[_plain(name)]: known[spelt[_plain(name)]] for name in asked}
 
@@ -95,7 +95,7 @@ def _plain(name: str) -> str:
 
 
 def _nearest(name: str, spelt: Mapping[str, str]) -> str:
-    near = get_close_matches(_plain(name), list(spelt), n=1)
+    near = get_close_matches(_plain(name), list(spelt), n=1, cutoff=0.5)  # short names: L5
     # a maker's longer name holds the word of the table
     near = near or [plain for plain in spelt if plain in _plain(name)][:1]
     return f" Did you mean {spelt[near[0]]!r}?" if near else " nothing here is called so"

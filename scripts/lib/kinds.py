@@ -83,7 +83,7 @@ def _kind_problems(node: Any, defaults: Any, where: str) -> Iterator[str]:
             continue
         if node[key] is None and not (isinstance(default, dict | list) and _is_ours(where)):
             continue
-        expected = _expected(node[key], default)
+        expected = value_problem(node[key], default)
         if expected:
             yield f"{place}={node[key]!r}: {expected} is expected"
         elif isinstance(default, dict):
@@ -101,7 +101,8 @@ def _is_word(value: Any, *, lists: bool, groups: bool) -> bool:
     return isinstance(value, kinds)
 
 
-def _expected(value: Any, default: Any) -> str | None:
+def value_problem(value: Any, default: Any) -> str | None:
+    """What is expected where a value is of another kind than its default; None where it is not."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, int | float):

@@ -1,11 +1,11 @@
 """One plan: figures from `compress.plan`, their tables, their JSON."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from compress.errors import BadInput
 from compress.plan import (
     Accelerator,
     ModelShape,
@@ -28,7 +28,7 @@ from compress.scripts.lib.tables import _console, _say, _table
 def run(settings: dict[str, Any]) -> dict[str, Any]:
     """Count, place, print, and write where `out=` says."""
     overrides = read_overrides(settings["accelerators"]) if settings["accelerators"] else None
-    devices = accelerators(settings["gpu"], overrides=overrides)
+    devices = accelerators(settings["gpu"] and settings["gpu"].strip("[] "), overrides=overrides)
     for scheme in settings["schemes"]:
         number_format(scheme)  # refuses an unknown one before anything is counted
     if settings["qat"]:
@@ -38,6 +38,7 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
         "schema": 1, "model": settings["model"], "settings": settings,
         "accelerators_as_of": table()[0], "shape": _facts(shape),
         "serving": _serving(shape, devices, settings), "training": None,
+        "notes": list(_notes(shape, settings)),
     }  # fmt: skip
     if settings["train"]:
         plan["training"] = _training(shape, devices, settings)
@@ -56,12 +57,20 @@ def _facts(shape: ModelShape) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _notes(shape: ModelShape, settings: dict[str, Any]) -> Iterator[str]:
+    limit = int(getattr(shape.config, "max_position_embeddings", 0) or 0)
+    keys = ("length", *(("train_length",) if settings["train"] else ()))
+    for key in keys:
+        if limit and settings[key] > limit:
+            yield f"{key}={settings[key]} lies beyond the {limit} tokens that the model takes"
+
+
 def _serving(
     shape: ModelShape, devices: dict[str, Accelerator], settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
     rows = []
     for scheme in settings["schemes"]:
-        for batch in map(_count, settings["batch"]):
+        for batch in settings["batch"]:
             memory = serving_memory(
                 shape, scheme=scheme, group_size=settings["group_size"], batch=batch,
                 length=settings["length"], kv_bits=settings["kv_bits"],
@@ -76,7 +85,7 @@ def _serving(
                     places[name]["best_case"] = best_case(
                         shape, device, scheme=scheme, group_size=settings["group_size"],
                         batch=batch, length=settings["length"], kv_bytes=kv,
-                        devices=placed.tensor_parallel,
+                        devices=placed.tensor_parallel, mig=placed.mig,
                     )  # fmt: skip
             rows.append({"scheme": scheme, "batch": batch, "length": settings["length"],
                          "bytes": memory.as_dict(), "places": places})  # fmt: skip
@@ -104,7 +113,7 @@ def _training(
         checkpointing=settings["checkpointing"], optimizer_bytes=settings["optimizer_bytes"],
         trainable_share=settings["trainable_share"], teacher=teacher,
     )  # fmt: skip
-    places = {}
+    places: dict[str, Any] = {}
     for name, device in devices.items():
         placed = place_training(shape, memory, device, usable=settings["usable"])
         places[name] = placed and {
@@ -112,13 +121,6 @@ def _training(
             "bytes_per_device": placed.bytes_per_device,
         }
     return {"bytes": memory.as_dict(), "places": places}
-
-
-def _count(value: Any) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise BadInput(f"batch={value}: a whole number is expected") from None
 
 
 def _print(plan: dict[str, Any], devices: dict[str, Accelerator]) -> None:
@@ -133,6 +135,8 @@ def _print(plan: dict[str, Any], devices: dict[str, Accelerator]) -> None:
     _serving_tables(console, plan, devices)
     if plan["training"]:
         _training_table(console, plan["training"])
+    for note in plan["notes"]:
+        console.print(_say(console, f"note: {note}"), soft_wrap=True)
     said = f"Accelerator figures as of {plan['accelerators_as_of']}; yours: accelerators=FILE.json"
     console.print(_say(console, said), soft_wrap=True)
 
@@ -168,6 +172,10 @@ def _training_table(console: Console, training: dict[str, Any]) -> None:
     console.print(table)
     fits = [f"{n}: {p['devices'] if p else 'no'}" for n, p in training["places"].items()]
     console.print(_say(console, f"Devices to train on, sharded: {', '.join(fits)}"), soft_wrap=True)
+    if not all(training["places"].values()):
+        said = "where it says no: each device keeps its activations whole, however many there are"
+        console.print(_say(console, f"{said}: smaller train_batch=, checkpointing=true"),
+                      soft_wrap=True)  # fmt: skip
 
 
 def _gb(size: int) -> str:
