@@ -2,7 +2,7 @@
 
 `python -m tests.fuzz.guided data_file --runs 20000` ends with the status of libFuzzer: 0 where
 every input was read or refused by an error of ours, 77 with the traceback and the input otherwise.
-Needs the extra `fuzz`.
+Needs the extra `fuzz`, which `make test` installs where it has wheels.
 """
 
 import argparse
