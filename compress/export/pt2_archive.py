@@ -215,6 +215,7 @@ TEXTS: dict[str, Callable[[str], bool]] = {
     "in_spec": is_tree,
     "out_spec": is_tree,
     **dict.fromkeys(("parameter_name", "buffer_name", "tensor_constant_name", "fqn"), is_path),
+    **dict.fromkeys(("as_float", "as_floats"), ("Infinity", "-Infinity", "NaN").__contains__),
     "as_string": WORDS.__contains__,
     "as_strings": WORDS.__contains__,
     "torch_version": lambda text: bool(re.fullmatch(r"[\w.+-]*", text)),

@@ -68,7 +68,8 @@ class CodedLinear(Codes):
         scale: Any = self.weight_scale
         weight_OI = self.codes().float() * expand(scale.float(), self.args, self.shape)
         bias: Any = self.bias
-        return functional.linear(values, weight_OI.to(values.dtype), bias)
+        product: Tensor = functional.linear(values, weight_OI.to(values.dtype), bias)
+        return product
 
 
 class CodedEmbedding(Codes):
@@ -85,7 +86,7 @@ class CodedEmbedding(Codes):
     def forward(self, tokens: Tensor) -> Tensor:
         """The rows of these tokens."""
         scale: Any = self.weight_scale
-        values = functional.embedding(tokens, self.codes()).float()
+        values: Tensor = functional.embedding(tokens, self.codes()).float()
         if scale.numel() == 1:
             values = values * scale.float()
         else:  # one or G a row

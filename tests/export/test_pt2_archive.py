@@ -13,7 +13,13 @@ import torch
 
 from compress.errors import BadInput
 from compress.export.pt2 import PROGRAM_FILE
-from compress.export.pt2_archive import is_arithmetic, is_compiled, is_operator, open_program
+from compress.export.pt2_archive import (
+    is_arithmetic,
+    is_compiled,
+    is_operator,
+    open_program,
+    strange,
+)
 from compress.export.write import export
 from tests.tiny import tiny_llama
 
@@ -170,6 +176,11 @@ def test_operators_of_torchscript_and_of_files_are_no_operators():
     for name in ("torch.ops.aten.save.default", "torch.ops.aten.from_file.default", "math.sin",
                  "_operator.methodcaller", "torch.ops.higher_order.cond"):  # fmt: skip
         assert not is_operator(name)
+
+
+def test_numbers_that_json_has_no_word_for_are_let_through():
+    assert list(strange({"as_float": "-Infinity", "as_floats": ["NaN", 1.0]})) == []
+    assert list(strange({"as_float": "exit()"})) == ["as_float: 'exit()'"]
 
 
 @pytest.mark.parametrize("text", ["(1).__class__", "open('s0')", "Symbol('a b')", "[s0]", "1 +"])
