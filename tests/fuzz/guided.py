@@ -17,6 +17,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["compress"]):
+    import compress.export.tensorrt_lint  # noqa: F401 - only what is imported here is followed
     from compress.errors import CompressError
     from tests.fuzz import inputs
     from tests.fuzz.readers import Readers
