@@ -33,9 +33,7 @@ def callbacks(cached: Any) -> list[Any]:
         ours.StructuredPruning(
             ffn_density=0.5, round_to=32, block=4, start=50, stop=300, every=50, samples=16
         ),
-        ours.DynamicSparsity(
-            pattern="2:4", density=None, growth="magnitude", stop=STEPS, every=5
-        ),
+        ours.DynamicSparsity(pattern="2:4", density=None, growth="magnitude", stop=STEPS, every=5),
         ours.QuantizationAwareTraining(scheme="W8A8"),
         ours.LogitsDistillation(teacher_weight=0.2),
         ours.LogitsDistillation(teacher_weight=0.2, teacher=cached, name="cached"),
