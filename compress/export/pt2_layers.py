@@ -103,7 +103,8 @@ def unpacked(words_OW: Tensor, *, bits: int) -> Tensor:
     """
     places = torch.arange(0, WORD, bits, dtype=torch.int32, device=words_OW.device)
     offset: Tensor = (words_OW.unsqueeze(-1) >> places) & (2**bits - 1)
-    return offset.flatten(-2) - 2 ** (bits - 1)
+    signed: Tensor = offset.flatten(-2) - 2 ** (bits - 1)
+    return signed
 
 
 def rounded(values: Tensor, args: QuantizationArgs, scale: Tensor | None) -> Tensor:
