@@ -40,6 +40,8 @@ class OnnxRuntime(Engine):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
+        # without VNNI the kernels add pairs of int8 products in 16 bits, which saturates
+        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self.session = onnxruntime.InferenceSession(
                 str(file), options, providers=[PROVIDERS[device]]
