@@ -113,7 +113,8 @@ def choice_accuracy(model: nn.Module, tokenizer: Any, questions: Sequence[Questi
 def _choice_loss(model: nn.Module, tokenizer: Any, prompt: str, choice: str) -> float:
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if not before:  # nothing precedes: an answer's first token needs something to follow
-        before = [tokenizer.bos_token_id or tokenizer.eos_token_id]
+        known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        before = [next((token for token in known if token is not None), 0)]
     answer = tokenizer(choice, add_special_tokens=False)["input_ids"]
     labels = torch.tensor([[IGNORED] * len(before) + answer])
     return token_loss(

@@ -55,12 +55,18 @@ def bootstrap_interval(
         seed: equal seeds give equal intervals.
 
     Raises:
-        BadInput: fewer than two values, unequal lengths, or an unknown statistic or level.
+        BadInput: fewer than two values, unequal lengths, an unknown statistic, or numbers that
+            give no interval.
 
     >>> bootstrap_interval([2.0, 4.0], [1.0, 3.0])
     Interval(value=1.0, low=1.0, high=1.0)
     """
-    _check(values_a, values_b, weights, statistic, level)
+    _check(values_a, values_b, weights, statistic)
+    if not 0 < level < 1 or resamples < 1 or seed < 0:
+        raise BadInput(
+            f"level={level} must be between 0 and 1, resamples={resamples} at least 1, "
+            f"seed={seed} at least 0"
+        )
     a_N = np.asarray(values_a, dtype=np.float64)
     b_N = None if values_b is None else np.asarray(values_b, dtype=np.float64)
     weights_N = np.ones_like(a_N) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -88,13 +94,9 @@ def _check(
     values_b: Sequence[float] | None,
     weights: Sequence[float] | None,
     statistic: str,
-    level: float,
 ) -> None:
     lengths = {len(v) for v in (values_a, values_b, weights) if v is not None}
     if len(lengths) > 1 or min(lengths) < 2:
         raise BadInput(f"an interval needs two samples or more, equally many: {sorted(lengths)}")
-    if statistic not in STATISTICS or not 0 < level < 1:
-        raise BadInput(
-            f"statistic={statistic!r} must be one of {', '.join(STATISTICS)}, "
-            f"and level={level} between 0 and 1"
-        )
+    if statistic not in STATISTICS:
+        raise BadInput(f"statistic={statistic!r} must be one of {', '.join(STATISTICS)}")

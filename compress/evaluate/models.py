@@ -93,21 +93,22 @@ def open_model(
         BadInput: there is nothing, or it is damaged: with what is missing.
     """
     place = Path(path).expanduser()
+    settings = EngineSettings(threads=threads, device=device, dtype=dtype)
     if onnx := onnx_file(place):
-        engine = load_engine("onnxruntime", onnx, EngineSettings(threads=threads))
+        engine = load_engine("onnxruntime", onnx, settings)
         return OpenModel(
             name=str(path), kind="onnx", module=EngineModel(engine),
             tokenizer=find_tokenizer(onnx.parent), bytes=weight_bytes(onnx.parent),
-            task="causal_lm" if engine.generates else "classification",
+            task=task_of(read_config(onnx.parent)),
         )  # fmt: skip
     if program := pt2_file(place):
-        engine = load_engine("eager", program, EngineSettings(threads=threads))
+        engine = load_engine("eager", program, settings)
         return OpenModel(
             name=str(path), kind="pt2", module=EngineModel(engine),
             tokenizer=find_tokenizer(program.parent), bytes=weight_bytes(program.parent),
             task=task_of(read_config(program.parent)),
         )  # fmt: skip
-    config = read_config(place) if place.exists() else {}
+    config = read_config(place) if place.exists() else hub_config(str(path), trust_remote_code)
     task = task_of(config)
     return OpenModel(
         name=str(path), kind="compressed" if "quantization_config" in config else "dense",
@@ -146,6 +147,22 @@ def read_config(place: Path) -> dict[str, Any]:
         read: dict[str, Any] = json.loads(file.read_text())
     except ValueError as error:
         raise BadInput(f"{file} is damaged: {error}") from error
+    return read
+
+
+def hub_config(name: str, trust: bool) -> dict[str, Any]:
+    """The same by a hub's name.
+
+    Raises:
+        BadInput: there is no such model, or the hub is not reached.
+    """
+    from transformers import AutoConfig
+
+    try:
+        read: dict[str, Any] = AutoConfig.from_pretrained(name, trust_remote_code=trust).to_dict()
+    except Exception as error:  # the errors of the hub's transports have no common base
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"{name} is no folder here, and from the hub: {said}") from error
     return read
 
 
@@ -190,6 +207,8 @@ def _load(path: str | Path, task: str, device: str, dtype: str, trust: bool) -> 
             )  # fmt: skip
     except Exception as error:  # damaged files raise whatever their readers like
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "ignore_mismatched_sizes" in said:  # its advice would fill the rest with noise
+            said = "tensors have other shapes than its config.json says; is that another model's?"
         raise BadInput(f"{path} does not load: {said}") from error
     absent = sorted(map(str, info.get("missing_keys", ()))) + sorted(
         str(wrong) for wrong in info.get("mismatched_keys", ())
@@ -197,7 +216,7 @@ def _load(path: str | Path, task: str, device: str, dtype: str, trust: bool) -> 
     if absent:
         raise BadInput(f"{path} is not whole: {len(absent)} tensors are missing: {absent[:5]}")
     loaded: nn.Module = model.to(device).eval()
-    with torch.no_grad():
+    with torch.no_grad(), quiet():
         # compressed weights unpack when the whole model first runs; measures call its parts
         loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
     return loaded

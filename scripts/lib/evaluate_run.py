@@ -1,6 +1,7 @@
 """One evaluation: open the models, measure them on the same rows, print and write the figures."""
 
 import json
+import math
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from compress.evaluate.intervals import bootstrap_interval
 from compress.evaluate.models import OpenModel, open_model
 from compress.evaluate.quality import Comparison, Quality, compare, token_loss
 from compress.scripts.lib import build
+from compress.scripts.lib.evaluate_checks import check_rows, check_together
 from compress.scripts.lib.facts import environment, model_bytes
+from compress.scripts.lib.progress import quiet_libraries
 from compress.scripts.lib.restore import is_run_folder, restore_student
 from compress.scripts.lib.run_folder import write_json
 from compress.scripts.lib.tables import _console, _say, _table
@@ -36,7 +39,7 @@ def run(config: DictConfig, *, own_data: bool) -> dict[str, Any]:
     }  # fmt: skip
     measures = result["measures"]
     try:
-        task = config.task or opened["model"].task
+        task = opened["model"].task
         if task == "classification":
             measures["classification"] = _classification(config, opened, data)
         elif task == "embedding":
@@ -60,7 +63,12 @@ def run(config: DictConfig, *, own_data: bool) -> dict[str, Any]:
 
 
 def _open(config: DictConfig, *, own_data: bool) -> tuple[dict[str, OpenModel], Any]:
-    """The models, and the data: a run's own where none is named."""
+    """The models, and the data: a run's own where none is named.
+
+    Raises:
+        BadInput: one cannot be read, or they cannot be measured on the same rows.
+    """
+    quiet_libraries()
     paths = {"model": config.model, "baseline": config.baseline}
     opened: dict[str, OpenModel] = {}
     data = None
@@ -68,22 +76,39 @@ def _open(config: DictConfig, *, own_data: bool) -> tuple[dict[str, OpenModel], 
         if path is None:
             continue
         if is_run_folder(path):
-            restored = restore_student(path, checkpoint=config.checkpoint)
-            opened[who] = OpenModel(
-                name=path, kind="fake_quantized", module=restored.student.to(config.device),
-                tokenizer=restored.data.tokenizer, bytes=model_bytes(restored.student),
-                task=restored.config.task,
-            )  # fmt: skip
-            data = data or (restored.data if own_data else None)
+            opened[who], its = _open_run(config, path)
+            data = data or (its if own_data else None)
         else:
             opened[who] = open_model(
                 path, device=config.device, dtype=config.dtype, threads=config.threads,
                 trust_remote_code=config.trust_remote_code,
             )  # fmt: skip
-    tokenizer = next((m.tokenizer for m in opened.values() if m.tokenizer is not None), None)
+    check_together(opened, task=config.task)
     if data is None:
-        data = build.build_data(config, tokenizer)
+        tokenizers = [m.tokenizer for m in opened.values() if m.tokenizer is not None]
+        if not tokenizers:
+            raise BadInput(
+                f"model={config.model} has no tokenizer beside it, and one made of the data would "
+                "number tokens otherwise: put its tokenizer.json and tokenizer_config.json there"
+            )
+        data = build.build_data(config, tokenizers[0])
+    check_rows(opened, data, getattr(data, config.part))
     return opened, data
+
+
+def _open_run(config: DictConfig, path: str) -> tuple[OpenModel, Any]:
+    if config.dtype != "float32":
+        raise BadInput(
+            f"dtype={config.dtype}: {path} is a run, which is measured in float32, as its export "
+            "is compared; name its export to measure that in another"
+        )
+    restored = restore_student(path, checkpoint=config.checkpoint)
+    model = OpenModel(
+        name=path, kind="fake_quantized", module=restored.student.to(config.device),
+        tokenizer=restored.data.tokenizer, bytes=model_bytes(restored.student),
+        task=restored.config.task,
+    )  # fmt: skip
+    return model, restored.data
 
 
 def _facts(model: OpenModel) -> dict[str, Any]:
@@ -112,9 +137,11 @@ def _language(config: DictConfig, opened: dict[str, OpenModel], data: Any) -> di
 
 
 def _loss(quality: Quality, config: DictConfig) -> dict[str, Any]:
+    spread = math.isfinite(quality.perplexity)  # JSON has no infinity
     return {
         "loss": _interval(config, quality.sequence_losses, None, quality.sequence_tokens),
-        "perplexity": quality.perplexity, "tokens": quality.tokens, "unit": "nats/token",
+        "perplexity": quality.perplexity if spread else None, "tokens": quality.tokens,
+        "unit": "nats/token",
     }  # fmt: skip
 
 
@@ -182,7 +209,7 @@ def read_questions(path: Path) -> list[Question]:
         BadInput: a line is no such item; all such lines are named.
     """
     found, wrong = [], []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -191,6 +218,8 @@ def read_questions(path: Path) -> list[Question]:
                 prompt=str(item["prompt"]), choices=tuple(map(str, item["choices"])),
                 answer=int(item["answer"]),
             )  # fmt: skip
+            if not all(question.choices):
+                raise ValueError("a choice is empty")
         except (ValueError, KeyError, TypeError) as error:
             wrong.append(f"line {number}: {type(error).__name__} {error}")
             continue

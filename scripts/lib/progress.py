@@ -39,6 +39,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # a resumed run goes on in its own folder
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # a run that is restored to be measured or exported saves none
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need")
     if not torch.cuda.is_available():  # else DeepSpeed warns that it found none
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 

@@ -6,13 +6,15 @@ from typing import Any
 
 import lightning as L
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from compress.errors import BadInput
 from compress.models import config_of
 from compress.scripts.lib import build, hosts, trainer
 from compress.scripts.lib.checkpoints import load_checkpoint
 from compress.scripts.lib.config import recipes_folder
+from compress.scripts.lib.progress import quiet_libraries
 from compress.scripts.lib.targets import check_targets
 
 
@@ -46,7 +48,8 @@ def restore_student(run_dir: str | Path, *, checkpoint: str = "last") -> Restore
     path = Path(run_dir)
     if not is_run_folder(path):
         raise BadInput(f"{path} is no run folder: it has no config.yaml and checkpoints/")
-    config = _with_newer_settings(OmegaConf.load(path / "config.yaml"))
+    quiet_libraries()
+    config = run_config(path / "config.yaml")
     check_targets(OmegaConf.to_container(config), list(config.allow_modules))
     saved = path / "checkpoints" / "last.ckpt" if checkpoint == "last" else Path(checkpoint)
     state = load_checkpoint(saved)
@@ -81,12 +84,35 @@ def _loaders_of(state: dict[str, Any]) -> int:
     return int(place["world_size"])
 
 
-def _with_newer_settings(config: Any) -> Any:
-    """The run's configuration; settings that are newer than it have their defaults."""
+def run_config(file: Path) -> Any:
+    """A run's configuration; settings that are newer than it have their defaults.
+
+    Raises:
+        BadInput: it is damaged, or not what scripts/train.py wrote.
+    """
+    import yaml
+
+    try:
+        config = OmegaConf.load(file)
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise BadInput(f"{file} is damaged: {' '.join(str(error).split())}") from error
+    groups = ("data", "teacher", "student", "trainer", "training", "callbacks")
+    absent = [g for g in groups if not isinstance(config, DictConfig) or not _is_group(config, g)]
+    if absent:
+        raise BadInput(
+            f"{file} is no configuration of a run: it has no {', '.join(absent)}; name a folder as "
+            "scripts/train.py leaves it"
+        )
+    top = yaml.safe_load((recipes_folder() / "train.yaml").read_text())
+    config = OmegaConf.merge({k: v for k, v in top.items() if k != "defaults"}, config)
     for group, name in (("trainer", "cpu"), ("training", "default")):
         defaults = OmegaConf.load(recipes_folder() / group / f"{name}.yaml")
         config[group] = OmegaConf.merge(defaults, config[group])
     return config
+
+
+def _is_group(config: DictConfig, group: str) -> bool:
+    return isinstance(config.get(group), DictConfig)
 
 
 class _Hold(L.Callback):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from compress.export.write import export
 from compress.quantize.prepare import prepare
 from compress.scripts import evaluate, train
 from compress.scripts.lib.evaluate_run import read_questions
+from tests.export.onnx_models import tiny_bert
 
 REAL = os.environ.get("COMPRESS_TEST_DATA")
 DATA = ["data.sequence_length=64", "data.vocab_size=300", "data.max_bytes=200000"]
@@ -59,8 +61,11 @@ def test_lines_that_are_no_questions_are_named(tmp_path):
     from compress.errors import BadInput
 
     path = tmp_path / "q.jsonl"
-    path.write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 1}\n{"prompt": 1}\nno\n')
-    with pytest.raises(BadInput, match=r"2 lines.*line 2: KeyError.*line 3"):
+    path.write_text(
+        '{"prompt": "a", "choices": ["b", "c"], "answer": 1}\n{"prompt": 1}\nno\n'
+        '{"prompt": "a", "choices": ["b", ""], "answer": 1}\n'
+    )
+    with pytest.raises(BadInput, match=r"3 lines.*line 2: KeyError.*line 3.*line 4.*is empty"):
         read_questions(path)
 
 
@@ -69,14 +74,98 @@ def test_lines_that_are_no_questions_are_named(tmp_path):
     [
         ([], "model must be given"),
         (["model=/no/such/place"], "there is no such file or folder"),
-        (["model=a/b", "part=rest"], "use train, validation or test"),
+        (["model=a/b", "part=rest"], "There are: train, validation, test"),
         (["model=a/b", "basline=c/d"], "Did you mean 'baseline'"),
         (["model=a/b", "questions=/no/file"], "there is no such file"),
+        (["model=a/b", "questions=/tmp"], "this is a folder"),
+        (["model=a/b", "out=/tmp"], "this is a folder"),
+        (["model=~/no/such/place"], "/no/such/place: there is no such file or folder"),
+        (["model=a/b", "batch_size=0"], "batch_size=0: must be at least 1"),
+        (["model=a/b", "max_batches=0"], "max_batches=0: must be at least 1"),
+        (["model=a/b", "level=1"], "level=1: must be more than 0 and less than 1"),
+        (["model=a/b", "resamples=0", "seed=-1"], "resamples=0: must be at least 1\nseed=-1"),
+        (["model=a/b", "task=languages"], "task=languages is unknown"),
+        (["model=a/b", "dtype=bfloat"], "Did you mean 'bfloat16'"),
+        (["model=a/b", "device=tpu"], "There are: cpu, cuda"),
+        (["model=a/b", "device=cuda:99"], "GPUs here; use device=cpu"),
     ],
 )
 def test_wrong_settings_are_refused(words, said, capsys):
     assert evaluate.main(words or ["seed=0"]) == 2
     assert said in capsys.readouterr().err
+
+
+def copied(run_folder, place, *, without=()):
+    target = shutil.copytree(run_folder / "export" / "vllm", place)
+    for pattern in without:
+        for file in target.glob(pattern):
+            file.unlink()
+    return target
+
+
+def test_a_checkpoint_without_its_tokenizer_is_not_measured_on_anothers(
+    run_folder, tmp_path, capsys
+):
+    bare = copied(run_folder, tmp_path / "bare", without=["tokenizer*"])
+    assert evaluate.main([f"model={bare}", *SMALL]) == 2
+    assert "has no tokenizer beside it" in capsys.readouterr().err
+
+
+def test_models_whose_tokenizers_differ_are_not_compared(run_folder, tmp_path, capsys):
+    other = copied(run_folder, tmp_path / "other")
+    file = other / "tokenizer.json"
+    read = json.loads(file.read_text())
+    tokens = read["model"]["vocab"]
+    first, second = list(tokens)[:2]
+    tokens[first], tokens[second] = tokens[second], tokens[first]
+    file.write_text(json.dumps(read))
+    assert evaluate.main([f"model={run_folder}/export/vllm", f"baseline={other}", *SMALL]) == 2
+    assert "tokenizers of model and baseline differ: 2 of 300" in capsys.readouterr().err
+
+
+def test_models_of_two_tasks_are_not_compared(run_folder, tmp_path, capsys):
+    tiny_bert().save_pretrained(tmp_path / "bert")
+    words = [f"model={run_folder}/export/vllm", f"baseline={tmp_path}/bert", *SMALL]
+    assert evaluate.main(words) == 2
+    assert "only models of one task are measured together" in capsys.readouterr().err
+    assert evaluate.main([*words[:1], "task=classification", *SMALL]) == 2
+    assert "and task=classification: only models of one task" in capsys.readouterr().err
+
+
+def test_rows_that_a_model_cannot_take_are_refused(run_folder, capsys):
+    words = [f"model={run_folder}/export/vllm", *SMALL, "data.validation_share=0.1"]
+    assert evaluate.main([*words, "data.sequence_length=600"]) == 2
+    assert "and the rows have 600: data.sequence_length=512" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(run_folder, tmp_path, capsys):
+    wrong = copied(run_folder, tmp_path / "wrong")
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps({**config, "hidden_size": 128}))
+    assert evaluate.main([f"model={wrong}", *SMALL]) == 2
+    assert "tensors have other shapes than its config.json says" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it has no data, teacher"),
+        ("[1, 2]", "it has no data, teacher"),
+        ("a: [", "is damaged"),
+        ("data: {}\ntrainer: 3", "it has no teacher, student, trainer"),
+    ],
+)
+def test_a_damaged_configuration_of_a_run_is_told(run_folder, tmp_path, text, said, capsys):
+    broken = tmp_path / "run"
+    shutil.copytree(run_folder, broken)
+    (broken / "config.yaml").write_text(text)
+    assert evaluate.main([f"model={broken}", *SMALL]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_is_restored_without_its_libraries_chatter(run_folder, capfd):
+    assert evaluate.main([f"model={run_folder}", *SMALL]) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_the_harness_is_named_where_it_is_missing(monkeypatch, capsys):
