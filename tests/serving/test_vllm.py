@@ -16,6 +16,7 @@ from compress.export.serving import ServingFailed, check_serving, check_servings
 from compress.export.write import export
 from compress.module import CompressionModule
 from compress.prune.build import prune_and_shrink
+from compress.scripts.lib.precision import processor_flags
 from tests.tiny import VOCAB, TinyData, tiny_batch, tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,10 @@ MEAN_NATS = 0.02
 """bf16 in two programs: 0.002-0.012 where the model is right, whole nats where a scale is lost."""
 
 pytestmark = [
+    pytest.mark.skipif(
+        "avx512f" not in processor_flags(Path("/proc/cpuinfo")),
+        reason="vLLM's int4 kernel for CPUs needs AVX-512",
+    ),
     pytest.mark.serving,
     pytest.mark.skipif(not PYTHON.exists(), reason="no vLLM: `make test-serving` builds it"),
 ]
