@@ -114,7 +114,12 @@ def _choice_loss(model: nn.Module, tokenizer: Any, prompt: str, choice: str) -> 
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if not before:  # nothing precedes: an answer's first token needs something to follow
         known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        before = [next((token for token in known if token is not None), 0)]
+        before = [token for token in known if token is not None][:1]
+        if not before:
+            raise BadInput(
+                f"{prompt!r} is no token, and the tokenizer has none to begin a text with (bos, "
+                "eos, pad): give the question a prompt"
+            )
     answer = tokenizer(choice, add_special_tokens=False)["input_ids"]
     labels = torch.tensor([[IGNORED] * len(before) + answer])
     return token_loss(

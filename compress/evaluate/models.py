@@ -94,20 +94,16 @@ def open_model(
     """
     place = Path(path).expanduser()
     settings = EngineSettings(threads=threads, device=device, dtype=dtype)
-    if onnx := onnx_file(place):
-        engine = load_engine("onnxruntime", onnx, settings)
-        return OpenModel(
-            name=str(path), kind="onnx", module=EngineModel(engine),
-            tokenizer=find_tokenizer(onnx.parent), bytes=weight_bytes(onnx.parent),
-            task=task_of(read_config(onnx.parent)),
-        )  # fmt: skip
-    if program := pt2_file(place):
-        engine = load_engine("eager", program, settings)
-        return OpenModel(
-            name=str(path), kind="pt2", module=EngineModel(engine),
-            tokenizer=find_tokenizer(program.parent), bytes=weight_bytes(program.parent),
-            task=task_of(read_config(program.parent)),
-        )  # fmt: skip
+    for kind, engine, file in (
+        ("onnx", "onnxruntime", onnx_file(place)), ("pt2", "eager", pt2_file(place))
+    ):  # fmt: skip
+        if file is not None:
+            beside = file.parent
+            return OpenModel(
+                name=str(path), kind=kind, module=EngineModel(load_engine(engine, file, settings)),
+                tokenizer=find_tokenizer(beside), bytes=weight_bytes(beside),
+                task=task_of(read_config(beside)),
+            )  # fmt: skip
     config = read_config(place) if place.exists() else hub_config(str(path), trust_remote_code)
     task = task_of(config)
     return OpenModel(

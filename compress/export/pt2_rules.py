@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from compress.export.plan import ExportPlan, LayerPlan
-from compress.export.rules import Offence
-from compress.export.schemes import scheme_name
+from compress.export.rules import Offence, refusals
 
 WRITTEN = ("Linear", "Embedding")
 ELSEWHERE = "Use target=vllm, or an integer scheme: W8A8, W8A16, W4A16, W4A8, W3A16 or W2A16."
@@ -12,14 +11,7 @@ ELSEWHERE = "Use target=vllm, or an integer scheme: W8A8, W8A16, W4A16, W4A8, W3
 
 def integer_codes(plan: ExportPlan) -> Iterator[Offence]:
     """Integer weights, scales per channel, tensor or group; inputs likewise per token or tensor."""
-    refused: dict[tuple[str, str], list[str]] = {}
-    for layer in plan.quantized:
-        if answer := pt2_refuses(layer):
-            refused.setdefault(answer, []).append(
-                f"{layer.name:<44} {scheme_name(layer.weights, layer.inputs)}"
-            )
-    for (reason, way_out), layers in refused.items():
-        yield Offence(reason=reason, layers=tuple(layers), way_out=way_out)
+    return refusals(plan, pt2_refuses)
 
 
 def pt2_refuses(layer: LayerPlan) -> tuple[str, str] | None:

@@ -35,6 +35,19 @@ class Offence:
 Rule = Callable[[ExportPlan], Iterator[Offence]]
 
 
+def refusals(
+    plan: ExportPlan, refuses: Callable[[LayerPlan], tuple[str, str] | None]
+) -> Iterator[Offence]:
+    """One offence for each (reason, way out) that `refuses` answers, with all layers it is for."""
+    refused: dict[tuple[str, str], list[str]] = {}
+    for layer in plan.quantized:
+        if answer := refuses(layer):
+            scheme = scheme_name(layer.weights, layer.inputs)
+            refused.setdefault(answer, []).append(f"{layer.name:<44} {scheme}")
+    for (reason, way_out), layers in refused.items():
+        yield Offence(reason=reason, layers=tuple(layers), way_out=way_out)
+
+
 def fused_layers_agree(plan: ExportPlan) -> Iterator[Offence]:
     """q/k/v and gate/up are one matrix at run time: one scheme across each."""
     torn: list[str] = []

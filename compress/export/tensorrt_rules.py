@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from compress.export.plan import ExportPlan, LayerPlan
-from compress.export.rules import Offence, Rule
-from compress.export.schemes import scheme_name
+from compress.export.rules import Offence, Rule, refusals
 
 INT4_BLOCKS = (64, 128)
 WRITTEN = ("Linear", "Embedding")
@@ -14,15 +13,7 @@ WRITTEN = ("Linear", "Embedding")
 
 def tensorrt_kinds(plan: ExportPlan) -> Iterator[Offence]:
     """INT8 or FP8 with one static scale an input, or INT4 weights in blocks of 64 or 128."""
-    refused: dict[tuple[str, str], list[str]] = {}
-    for layer in plan.quantized:
-        answer = tensorrt_refuses(layer)
-        if answer:
-            refused.setdefault(answer, []).append(
-                f"{layer.name:<44} {scheme_name(layer.weights, layer.inputs)}"
-            )
-    for (reason, way_out), layers in refused.items():
-        yield Offence(reason=reason, layers=tuple(layers), way_out=way_out)
+    return refusals(plan, tensorrt_refuses)
 
 
 def tensorrt_refuses(layer: LayerPlan) -> tuple[str, str] | None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from compress.errors import BadInput
+
 MULTIPLIES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """Flags of /proc/cpuinfo; the last is ARM's."""
 
@@ -22,21 +24,36 @@ def settle_precision(config: Any, *, recorded: Path) -> None:
         config: changed in place.
         recorded: the config.yaml of the run that is gone on with. Where there is one, its word
             holds, so that a run goes on bit for bit on a machine of another kind too.
+
+    Raises:
+        BadInput: `recorded` is damaged.
     """
-    known = _words_of(recorded) if config.ckpt is not None else {}
-    for group, key, words in (
-        ("trainer", "precision", ("bf16-mixed", "32-true")),
-        ("teacher", "dtype", ("bfloat16", "float32")),
-    ):
-        if config[group].get(key) == "auto":
-            native = multiplies_bfloat16(config.trainer.accelerator)
-            config[group][key] = known.get(group, {}).get(key) or words[0 if native else 1]
+    settled = (("trainer", "precision", "bf16-mixed", "32-true"),
+               ("teacher", "dtype", "bfloat16", "float32"))  # fmt: skip
+    asked = [row for row in settled if config[row[0]].get(row[1]) == "auto"]
+    known = _words_of(recorded) if asked and config.ckpt is not None else {}
+    for group, key, native, emulated in asked:
+        word = native if multiplies_bfloat16(config.trainer.accelerator) else emulated
+        config[group][key] = known.get(group, {}).get(key) or word
 
 
-def _words_of(recorded: Path) -> Any:
+def _words_of(recorded: Path) -> dict[str, Any]:
+    if not recorded.is_file():
+        return {}
     import yaml
 
-    return (yaml.safe_load(recorded.read_text()) or {}) if recorded.is_file() else {}
+    try:
+        words = yaml.safe_load(recorded.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise BadInput(f"{recorded} is damaged: {' '.join(str(error).split())}") from error
+    groups = words if isinstance(words, dict) else {}
+    absent = [key for key in ("trainer", "teacher") if not isinstance(groups.get(key), dict)]
+    if absent:
+        raise BadInput(
+            f"{recorded} is no configuration of a run: it has no {', '.join(absent)}. Say how the "
+            "run began: trainer.precision=32-true or bf16-mixed, and teacher.dtype="
+        )
+    return groups
 
 
 def multiplies_bfloat16(accelerator: str) -> bool:

@@ -4,6 +4,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from compress.errors import BadInput
 from compress.scripts.lib import precision
 from compress.scripts.lib.config import compose
 from compress.scripts.lib.precision import processor_flags, settle_precision
@@ -35,6 +36,17 @@ def test_a_run_goes_on_in_the_precision_it_began_in(monkeypatch, tmp_path):
     assert going_on == ("bf16-mixed", "bfloat16")
     # another run's folder says nothing about a new run
     assert settled(monkeypatch, tmp_path, native=False, recorded=began)[0] == "32-true"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("a: [", "is damaged"), ("- 1", "no trainer, teacher"), ("", "no trainer")]
+)
+def test_a_damaged_record_is_told_where_it_is_needed(monkeypatch, tmp_path, text, said):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(BadInput, match=said):
+        settled(monkeypatch, tmp_path, "ckpt=last")
+    words = ["ckpt=last", "trainer.precision=32-true", "teacher.dtype=float32"]
+    assert settled(monkeypatch, tmp_path, *words) == ("32-true", "float32")
 
 
 @pytest.mark.parametrize(
