@@ -68,5 +68,5 @@ class Rehearsals:
     def data_of(self, config: Any) -> Any:
         """The data that this configuration asks for, where they lie on this machine."""
         if "_target_" in config.data and "python_stdlib" in str(config.data["_target_"]):
-            config.data.max_bytes = min(config.data.max_bytes, 100_000)
+            config.data.max_bytes = min(config.data.max_bytes or 100_000, 100_000)
         return build.build_data(config, None)
