@@ -6,8 +6,10 @@ compiled libraries loaded. A file of ours uses none of that, so whatever does is
 """
 
 import ast
+import contextlib
 import functools
 import json
+import logging
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -57,11 +59,31 @@ def open_program(path: Path) -> ExportedProgram:
     """
     check_archive(path)
     try:
-        with quiet():
+        with quiet(), _causes_of("torch.export") as causes:
             return torch.export.load(path)
     except Exception as error:  # whatever the archive's reader raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(f"{path} does not load: {reason}; export it again") from error
+        cause = next(iter(causes), error)
+        raise BadInput(f"{path} does not load: {_reason(cause)}; export it again") from cause
+
+
+@contextlib.contextmanager
+def _causes_of(logger: str) -> Iterator[list[BaseException]]:
+    """The exceptions that a library logs, with tracebacks, before it raises one that says less."""
+    causes: list[BaseException] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        causes.extend([record.exc_info[1]] if record.exc_info and record.exc_info[1] else [])
+        return False
+
+    logging.getLogger(logger).addFilter(keep)
+    try:
+        yield causes
+    finally:
+        logging.getLogger(logger).removeFilter(keep)
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_compiled(path: Path) -> bool:
@@ -88,8 +110,7 @@ def check_archive(path: Path) -> None:
     try:
         wrong = list(_offences(path, names))
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(f"{path} is damaged: {reason}; export it again") from error
+        raise BadInput(f"{path} is damaged: {_reason(error)}; export it again") from error
     if wrong:
         listed = "".join(f"\n  {what}" for what in wrong[:10])
         raise BadInput(

@@ -170,6 +170,15 @@ def test_a_missing_record_is_told(missing, tmp_path):
         open_program(path)
 
 
+def test_a_program_of_another_schema_is_told_without_a_librarys_traceback(tmp_path, caplog):
+    def newer(records):
+        in_model(records, lambda model: model["schema_version"].update(major=99))
+
+    with pytest.raises(BadInput, match="does not load.*major=99.*export it again"):
+        open_program(forged(tmp_path, newer))
+    assert caplog.records == []
+
+
 def test_operators_of_torchscript_and_of_files_are_no_operators():
     assert is_operator("torch.ops.aten.__and__.Tensor")
     assert is_operator("_operator.mul")

@@ -27,8 +27,8 @@ SECONDS, WALL_SECONDS = 30, 300
 """More CPU time is a hang, whatever else the machine does; so is waiting for so long."""
 
 SHARES = {
-    "data files": 0.4, "data caches": 0.05, "checkpoints": 0.2, "safetensors": 0.06,
-    "onnx": 0.04, "recipes": 0.25,
+    "data files": 0.35, "data caches": 0.05, "checkpoints": 0.2, "safetensors": 0.06,
+    "onnx": 0.04, "programs": 0.05, "recipes": 0.25,
 }  # fmt: skip
 
 
@@ -60,6 +60,10 @@ class Attacks:
 
     def onnx(self, draw: random.Random) -> None:
         self.readers.onnx(inputs.damaged(self.readers.sound["onnx"], draw))
+
+    def programs(self, draw: random.Random) -> None:
+        break_it = inputs.damaged if draw.random() < 0.2 else inputs.program_archive
+        self.readers.program(break_it(self.readers.sound["program"], draw))
 
 
 def attack(

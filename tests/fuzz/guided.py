@@ -17,7 +17,9 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["compress"]):
-    import compress.export.tensorrt_lint  # noqa: F401 - only what is imported here is followed
+    # only what is imported here is followed
+    import compress.export.pt2_archive
+    import compress.export.tensorrt_lint  # noqa: F401
     from compress.errors import CompressError
     from tests.fuzz import inputs
     from tests.fuzz.readers import Readers
@@ -63,7 +65,7 @@ def seeds(kind: str, readers: Readers) -> list[bytes]:
 def main() -> None:
     """Fuzzes one kind until `--runs` inputs were read; the corpus lives in a folder that goes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    kinds = ("data_file", "checkpoint", "safetensors", "onnx", "recipe")
+    kinds = ("data_file", "checkpoint", "safetensors", "onnx", "program", "recipe")
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
@@ -73,9 +75,16 @@ def main() -> None:
         corpus.mkdir()
         (Path(folder) / "files").mkdir()
         readers = Readers(Path(folder) / "files")
-        for number, data in enumerate(seeds(given.kind, readers)):
+        known = seeds(given.kind, readers)
+        for number, data in enumerate(known):
             (corpus / str(number)).write_bytes(data)
-        words = ["-timeout=300", "-rss_limit_mb=4096", "-max_len=16384", f"-seed={given.seed}"]
+        longest = max(len(data) for data in known)
+        words = [
+            "-timeout=300",
+            "-rss_limit_mb=4096",
+            f"-max_len={max(16384, 2 * longest)}",
+            f"-seed={given.seed}",
+        ]
         words += [f"-atheris_runs={given.runs}", f"-artifact_prefix={folder}/", str(corpus)]
         atheris.Setup([sys.argv[0], *words], target(given.kind, readers))
         atheris.Fuzz()

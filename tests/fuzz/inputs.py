@@ -1,10 +1,12 @@
-"""Broken inputs, drawn by a seed: recipes, data files, caches, checkpoints, safetensors, ONNX."""
+"""Broken inputs, drawn by a seed: recipes, data files, caches, checkpoints and kinds of models."""
 
 import gzip
 import io
 import json
 import random
 import struct
+import zipfile
+from typing import Any
 
 WORDS = [
     "trainer.max_steps", "callbacks.qat.scheme", "callbacks.qat.group_size", "data.path", "seed",
@@ -98,3 +100,47 @@ def safetensors_header(draw: random.Random) -> bytes:
     if draw.random() < 0.5:
         length = len(header)
     return struct.pack("<Q", length) + damaged(header, draw) + bytes(16)
+
+
+LIES: list[Any] = [
+    None, True, -1, 0, 2**63, 2**70, 1e300, "", "x", "torch.hub.load", "builtins.exit",
+    "torch.ops.aten.linear.default", "torch.ops.aten.no_such.default", "Symbol('s0')", "()",
+    "\u0000", "x" * 5000, [], {}, [[[[1]]]], {"as_int": 1}, {"as_tensor": {"name": "x"}},
+]  # fmt: skip
+
+
+def program_archive(whole: bytes, draw: random.Random) -> bytes:
+    """A `.pt2` file with a record damaged, or a text of it that lies; its checksums hold."""
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    texts = [name for name in records if name.endswith(".json")]
+    if draw.random() < 0.7:
+        name = draw.choice(texts)
+        records[name] = json.dumps(lying(json.loads(records[name]), draw)).encode()
+    else:
+        name = draw.choice(list(records))
+        records[name] = damaged(records[name], draw)
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+    return made.getvalue()
+
+
+def lying(document: Any, draw: random.Random) -> Any:
+    """A JSON document with one value, at a drawn depth, replaced or taken out."""
+    node = document
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        if not keys:
+            return document
+        key = draw.choice(keys)
+        deeper = isinstance(node[key], (dict, list)) and node[key] and draw.random() < 0.9
+        if not deeper:
+            break
+        node = node[key]
+    if draw.random() < 0.2:
+        del node[key]
+    else:
+        node[key] = draw.choice(LIES)
+    return document

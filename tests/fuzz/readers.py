@@ -32,6 +32,7 @@ class Readers:
             "checkpoint": (folder / "a.ckpt").read_bytes(),
             "safetensors": (folder / "model" / "model.safetensors").read_bytes(),
             "onnx": _sound_onnx(),
+            "program": _sound_program(folder / "program"),
         }
 
     def recipe(self, words: list[str]) -> None:
@@ -75,6 +76,20 @@ class Readers:
         path = self.folder / "m.onnx"
         path.write_bytes(data)
         check_tensorrt(path)
+
+    def program(self, data: bytes) -> None:
+        from compress.export.pt2_archive import open_program
+
+        path = self.folder / "m.pt2"
+        path.write_bytes(data)
+        open_program(path)
+
+
+def _sound_program(folder: Path) -> bytes:
+    from compress.export.write import export
+
+    export(tiny_llama(layers=1).eval(), target="pt2", path=folder, dtype="float32")
+    return (folder / "model.pt2").read_bytes()
 
 
 def _sound_onnx() -> bytes:
