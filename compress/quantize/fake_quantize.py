@@ -5,6 +5,7 @@ int4 code in a hundred.
 """
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from compress.quantize.grid import Grid
 
 CACHED_ELEMENTS = 1 << 17
 """Values worked on at once on a CPU: a dozen passes over them stay in a core's cache."""
+
+KNOWN_SHAPES = 64
+"""Shapes whose scratch memory is remembered: making the views anew takes longer than a pass."""
 
 
 def fake_quantize(
@@ -69,10 +73,8 @@ def fake_quantize_dynamic(
 def quantized(values: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """The forward of `fake_quantize`, without gradients; `scale` is taken as it is."""
     used = torch.empty_like(values)
-    for part in _parts(values, scale):
-        _quantize_into(
-            used[part], values[part], scale[part] if _follows(scale, values) else scale, grid
-        )
+    for out, own, steps in _parts(used, values, scale):
+        _quantize_into(out, own, steps, grid)
     return used
 
 
@@ -86,17 +88,23 @@ def _quantize_into(out: Tensor, values: Tensor, scale: Tensor, grid: Grid) -> No
         out.copy_(codes)
 
 
-def _follows(scale: Tensor, values: Tensor) -> bool:
-    return scale.dim() == values.dim() and scale.shape[0] == values.shape[0]
+def _parts(values: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Parts of these that fit a core's cache; they are whole off the CPU or when compiling.
 
-
-def _parts(values: Tensor, scale: Tensor) -> list[slice]:
-    """Leading-dimension slices that fit a core's cache; one slice off the CPU or when compiling."""
+    What has other leading dimensions than `values` (a scale that all of it shares) stays whole.
+    """
     rows = values.shape[0]
-    if values.device.type != "cpu" or torch.compiler.is_compiling() or rows == 0:
-        return [slice(0, rows)]
     step = max(1, CACHED_ELEMENTS * rows // max(values.numel(), 1))
-    return [slice(start, start + step) for start in range(0, rows, step)]
+    if step >= rows or values.device.type != "cpu" or torch.compiler.is_compiling():
+        yield (values, *others)
+        return
+    cut = [x.dim() == values.dim() and x.shape[0] == rows for x in others]
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        yield (
+            values[part],
+            *(x[part] if c else x for x, c in zip(others, cut, strict=True)),
+        )
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -123,11 +131,10 @@ class _FakeQuantize(torch.autograd.Function):
         scale = grid.round_scale(learned, global_scale)
         grad_values = torch.empty_like(grad)
         grad_scale = torch.zeros_like(scale)
-        follows = _follows(scale, values)
-        for part in _parts(values, scale):
-            own = scale[part] if follows else scale
-            slope = _gradients_into(grad_values[part], values[part], own, grad[part], grid)
-            (grad_scale[part] if follows else grad_scale).add_(slope.sum_to_size(own.shape))
+        for parts in _parts(grad_values, values, scale, grad, grad_scale):
+            own_values, own_scale, own_grad, summed = parts[1:]
+            slope = _gradients_into(parts[0], own_values, own_scale, own_grad, grid)
+            summed.add_(slope.sum_to_size(summed.shape))
         shared = values.numel() / scale.numel()
         grad_scale *= (shared * grid.q_max) ** -0.5
         passed = grad if ctx.pass_saturated else grad_values
@@ -150,19 +157,20 @@ def _gradients_into(
         inside = (codes == steps).to(steps.dtype)
         grad_values.copy_(grad * inside)
         return (grid.round_(codes.clone()) - codes * inside) * grad
-    steps, codes, passed = _scratch(values, count=3)
+    steps, codes, rounded = _scratch(values, count=3)
     torch.div(values, scale, out=steps)
     torch.clamp(steps, grid.q_min, grid.q_max, out=codes)
     # an explicit mask: clamp's own gradient at its bounds changes between torch releases;
     # 0.0 and 1.0, written over `steps`: boolean arithmetic is eight times slower on a CPU
     inside = torch.eq(steps, codes, out=steps)
     torch.mul(grad, inside, out=grad_values)
-    torch.mul(codes, inside, out=passed)
-    return grid.round_(codes).sub_(passed).mul_(grad)
+    return grid.rounded(codes, out=rounded).addcmul_(codes, inside, value=-1).mul_(grad)
 
 
 class _Buffers(threading.local):
-    flat = torch.empty(0)
+    def __init__(self) -> None:
+        self.flat = torch.empty(0)
+        self.views: dict[tuple[int, ...], list[Tensor]] = {}
 
 
 _BUFFERS = _Buffers()
@@ -175,10 +183,16 @@ def _scratch(like: Tensor, *, count: int) -> list[Tensor]:
     """
     if like.device.type != "cpu":
         return [torch.empty_like(like, dtype=torch.float32) for _ in range(count)]
-    size = like.numel()
-    if _BUFFERS.flat.numel() < count * size:
-        _BUFFERS.flat = torch.empty(count * size)
-    return [_BUFFERS.flat[i * size : (i + 1) * size].view(like.shape) for i in range(count)]
+    key = (count, *like.shape)
+    if key not in _BUFFERS.views:
+        size = like.numel()
+        if _BUFFERS.flat.numel() < count * size:
+            _BUFFERS.flat, _BUFFERS.views = torch.empty(count * size), {}
+        if len(_BUFFERS.views) >= KNOWN_SHAPES:  # activations may have a new length each batch
+            _BUFFERS.views = {}
+        flat = _BUFFERS.flat[: count * size].view(count, size)
+        _BUFFERS.views[key] = [row.view(like.shape) for row in flat]
+    return _BUFFERS.views[key]
 
 
 class _FakeQuantizeDynamic(torch.autograd.Function):
@@ -186,11 +200,10 @@ class _FakeQuantizeDynamic(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, global_scale: Tensor | None, grid: Grid) -> Tensor:
         rows = values.reshape(-1, values.shape[-1])
         used = torch.empty_like(rows)
-        for part in _parts(rows, rows):
-            own = rows[part]
+        for out, own in _parts(used, rows):
             largest = torch.maximum(own.amax(-1, keepdim=True), own.amin(-1, keepdim=True).neg_())
             scale = grid.round_scale(grid.scale_of(largest), global_scale)
-            _quantize_into(used[part], own, scale, grid)
+            _quantize_into(out, own, scale, grid)
         return used.view(values.shape)
 
     @staticmethod

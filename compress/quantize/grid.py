@@ -58,6 +58,12 @@ class Grid:
         step = torch.where(magnitude < 2.0, 0.5, torch.where(magnitude < 4.0, 1.0, 2.0))
         return codes.div_(step).round_().mul_(step)
 
+    def rounded(self, codes: Tensor, *, out: Tensor) -> Tensor:
+        """`round_` into other memory."""
+        if self.kind == "int":
+            return torch.round(codes, out=out)
+        return self.round_(out.copy_(codes))
+
     def stored_scale(self, scale: Tensor, global_scale: Tensor | None = None) -> Tensor:
         """The nearest number that the file can hold, in fp32, and never 0."""
         if self.scale_format == "e4m3":

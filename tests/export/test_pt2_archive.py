@@ -174,7 +174,7 @@ def test_a_program_of_another_schema_is_told_without_a_librarys_traceback(tmp_pa
     def newer(records):
         in_model(records, lambda model: model["schema_version"].update(major=99))
 
-    with pytest.raises(BadInput, match="does not load.*major=99.*export it again"):
+    with pytest.raises(BadInput, match=r"does not load.*major=99.*export it again"):
         open_program(forged(tmp_path, newer))
     assert caplog.records == []
 

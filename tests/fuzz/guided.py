@@ -82,7 +82,7 @@ def main() -> None:
         words = [
             "-timeout=300",
             "-rss_limit_mb=4096",
-            f"-max_len={max(16384, 2 * longest)}",
+            f"-max_len={max(1 << 14, 2 * longest)}",
             f"-seed={given.seed}",
         ]
         words += [f"-atheris_runs={given.runs}", f"-artifact_prefix={folder}/", str(corpus)]

@@ -1,5 +1,7 @@
 """Forward against compressed-tensors' own arithmetic, backward against the LSQ formula."""
 
+import sys
+
 import pytest
 import torch
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize as oracle
@@ -167,3 +169,12 @@ def test_compiled_equals_eager_without_graph_breaks():
         results.append([leaf.grad for leaf in leaves])
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(eager, compiled)
+
+
+def test_batches_of_ever_new_lengths_leave_bounded_scratch_behind():
+    module = sys.modules[fake_quantize.__module__]
+    scale = torch.ones(1, requires_grad=True)
+    for length in range(1, 2 * module.KNOWN_SHAPES):
+        values = torch.linspace(-9.0, 9.0, length)
+        fake_quantize(values, scale, grid=INT4).sum().backward()
+    assert 0 < len(module._BUFFERS.views) <= module.KNOWN_SHAPES
