@@ -107,13 +107,17 @@ def with_kept(path: Path, table: dict[str, Any]) -> dict[str, Any]:
     before = json.loads(path.read_text())
     new = {tuple(row[:2]) for row in table["rows"]}
     kept = [row for row in before["rows"] if tuple(row[:2]) not in new]
-    starts = tuple(f"{model} in {engine}{end}" for model, engine, *_ in kept for end in " :")
-    dated = [f"{before['date']}: {', '.join(f'{m} in {e}' for m, e, *_ in kept)}"] if kept else []
+    names = [f"{model} in {engine}" for model, engine, *_ in kept]
+    # from other days than this table's; `before` may be this run's own, of one row less
+    days = before.get("days", dict.fromkeys(names, before["date"]))
+    days = {name: days.get(name, before["date"]) for name in names}
+    dated = [f"{name} was measured on {days[name]}." for name in names]
+    starts = tuple(f"{name}{end}" for name in names for end in (" (", ":", " misses"))
     notes = [note for note in before["notes"] if kept and note.startswith(starts)]
     order = list(LOADS)
     return {
         **table, "rows": sorted([*kept, *table["rows"]], key=lambda r: order.index((r[0], r[1]))),
-        "notes": list(dict.fromkeys([*table["notes"], *dated, *notes])),
+        "notes": list(dict.fromkeys([*table["notes"], *dated, *notes])), "days": days,
         **({"headline": before["headline"]} if "headline" in before else {}),
         **({"headline": table["headline"]} if "headline" in table else {}),
     }  # fmt: skip

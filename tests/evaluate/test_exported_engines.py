@@ -8,6 +8,7 @@ import torch
 
 from compress.errors import BadInput
 from compress.evaluate.engines import EngineSettings, load_engine
+from compress.evaluate.engines.onnxruntime import products_saturate
 from tests.export.onnx_models import exported, student_of, tiny_bert
 from tests.export.pt2_models import sparse_int4
 from tests.tiny import tiny_llama
@@ -152,3 +153,12 @@ def test_a_damaged_program_is_told(tmp_path, engine):
     (tmp_path / "model.pt2").write_bytes(b"no program")
     with pytest.raises(BadInput, match=r"model\.pt2 is damaged"):
         load_engine(engine, tmp_path, EngineSettings())
+
+
+def test_products_are_added_without_saturating_only_where_the_processor_needs_it(tmp_path):
+    """The setting takes 1.4x the time where it changes nothing."""
+    told = tmp_path / "cpuinfo"
+    for flags, saturates in (("avx2", True), ("avx512f avx512_vnni", False), ("avx_vnni", False)):
+        told.write_text(f"flags\t: fpu {flags}\n")
+        assert products_saturate(told) is saturates
+    assert products_saturate(tmp_path / "absent")
