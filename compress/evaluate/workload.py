@@ -4,7 +4,7 @@ Legend: B sequences that are computed together, L prompt tokens of each.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,25 @@ def draw_lengths(
     prompts = generator.integers(prompt[0], prompt[1], size=count, endpoint=True)
     answers = generator.integers(new[0], new[1], size=count, endpoint=True)
     return list(zip(prompts.tolist(), answers.tolist(), strict=True))
+
+
+def refuse_too_long(lengths: Sequence[tuple[int, int]], positions: Mapping[str, int]) -> None:
+    """Refuse sequences that end after the last position of an arm.
+
+    Args:
+        lengths: tokens of each prompt and of its answer.
+        positions: how many a sequence may have, by the arm's name.
+
+    Raises:
+        BadInput: names each arm whose positions do not hold the longest sequence.
+    """
+    longest = max(prompt + new for prompt, new in lengths)
+    short = [f"{name} has {limit}" for name, limit in positions.items() if limit < longest]
+    if short:
+        raise BadInput(
+            f"the longest sequence has {longest:,} tokens, prompt and answer: {', '.join(short)} "
+            "positions; lower prompt_tokens and new_tokens, or shorten what lengths= names"
+        )
 
 
 def read_lengths(path: str | Path, count: int) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ from typing import Any
 from compress.errors import BadInput, CompressError
 from compress.evaluate.arms import Arm
 from compress.evaluate.engines import EngineSettings
+from compress.evaluate.engines.exported import checkpoint_config
 from compress.evaluate.paired import serve_closed, serve_open, summaries
 from compress.evaluate.workload import (
     Job,
@@ -14,6 +15,7 @@ from compress.evaluate.workload import (
     make_jobs,
     poisson_arrivals,
     read_lengths,
+    refuse_too_long,
 )
 from compress.scripts.lib.benchmark_tables import load_plot, print_run, size_of
 from compress.scripts.lib.facts import machine, reproduce
@@ -64,6 +66,11 @@ def _run_arms(settings: dict[str, Any], result: dict[str, Any]) -> None:
         for name, arm in arms.items():
             result["arms"][name] = {"path": arm.path, **arm.facts, "bytes": size_of(arm.path)}
         _same_kind(arms)
+        generates = all(arm.facts["generates"] for arm in arms.values())
+        refuse_too_long(
+            [(prompt, new if generates else 0) for prompt, new in _lengths(settings)],
+            {name: limit for name, arm in arms.items() if (limit := _positions(arm.path))},
+        )
         vocabulary = min(int(arm.facts["vocab_size"]) for arm in arms.values())
         for concurrency in settings["concurrency"]:
             jobs = _jobs(settings, vocabulary, batch=int(concurrency))
@@ -123,11 +130,26 @@ def _arm(name: str, settings: dict[str, Any]) -> Arm:
 
 
 def _jobs(settings: dict[str, Any], vocabulary: int, *, batch: int) -> list[Job]:
-    count, seed = settings["requests"], settings["seed"]
+    return make_jobs(
+        _lengths(settings), batch=batch, vocab_size=vocabulary, seed=settings["seed"]
+    )
+
+
+def _lengths(settings: dict[str, Any]) -> list[tuple[int, int]]:
     if settings["lengths"]:
-        lengths = read_lengths(settings["lengths"], count)
-    else:
-        lengths = draw_lengths(
-            count, prompt=settings["prompt_tokens"], new=settings["new_tokens"], seed=seed
-        )
-    return make_jobs(lengths, batch=batch, vocab_size=vocabulary, seed=seed)
+        return read_lengths(settings["lengths"], settings["requests"])
+    return draw_lengths(
+        settings["requests"], prompt=settings["prompt_tokens"], new=settings["new_tokens"],
+        seed=settings["seed"],
+    )  # fmt: skip
+
+
+def _positions(path: str) -> int | None:
+    """Positions that the `config.json` in or beside a path states."""
+    place = Path(path)
+    file = (place if place.is_dir() else place.parent) / "config.json"
+    if not file.is_file():
+        return None
+    config = checkpoint_config(place)
+    text = config.get("text_config") or config
+    return text.get("max_position_embeddings") or text.get("n_positions")

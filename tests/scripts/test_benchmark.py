@@ -93,3 +93,10 @@ def test_a_decoder_with_a_cache_is_not_compared_with_one_without():
         _same_kind({"model": arm(True), "baseline": arm(False)})
     _same_kind({"model": arm(True), "baseline": arm(True)})
     _same_kind({"model": arm(True, generates=False), "baseline": arm(False, generates=False)})
+
+
+def test_a_sequence_beyond_the_last_position_is_refused(folder, tmp_path, capsys):
+    words = ["requests=2", "prompt_tokens=60", "new_tokens=5", f"out={tmp_path / 'b.json'}"]
+    assert benchmark.main([f"model={folder}", f"baseline={folder}", *words]) == 2
+    said = capsys.readouterr().err
+    assert "65 tokens" in said and "model has 64, baseline has 64 positions" in said
