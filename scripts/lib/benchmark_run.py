@@ -130,9 +130,7 @@ def _arm(name: str, settings: dict[str, Any]) -> Arm:
 
 
 def _jobs(settings: dict[str, Any], vocabulary: int, *, batch: int) -> list[Job]:
-    return make_jobs(
-        _lengths(settings), batch=batch, vocab_size=vocabulary, seed=settings["seed"]
-    )
+    return make_jobs(_lengths(settings), batch=batch, vocab_size=vocabulary, seed=settings["seed"])
 
 
 def _lengths(settings: dict[str, Any]) -> list[tuple[int, int]]:
