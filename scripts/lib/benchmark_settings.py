@@ -12,6 +12,8 @@ INSTALL = {
     "onnxruntime": ("onnxruntime", "pip install 'compress-lm[onnx]'"),
     "tvm": ("tvm", "pip install apache-tvm"),
 }
+OTHERS = {"*.onnx": "onnxruntime", "*.pt2": "inductor"}
+"""Files that are no checkpoint, and the engine that runs them."""
 
 
 def checked(settings: dict[str, Any]) -> list[str]:
@@ -31,6 +33,7 @@ def checked(settings: dict[str, Any]) -> list[str]:
         problems += check_installed(module, f"engine={engine}", command)
     if engine == "vllm" or (engine == "server" and not settings["url"]):
         problems += _without_vllm(settings)
+        problems += _no_checkpoints(settings)
     if engine == "server":
         problems += _server_problems(settings)
     for key in ("requests", "rounds", "threads", "timeout"):
@@ -51,13 +54,36 @@ def checked(settings: dict[str, Any]) -> list[str]:
 
 
 def _without_vllm(settings: dict[str, Any]) -> list[str]:
-    if Path(settings["python"]).exists():
+    from compress.scripts.lib.load_generators import is_program
+
+    python = Path(settings["python"])
+    if is_program(python):
         return []
+    found = f"{python} is no program" if python.exists() else f"there is no {python}"
     return [
-        f"engine={settings['engine']} needs vLLM, and there is no {settings['python']}: "
+        f"engine={settings['engine']} needs vLLM, and {found}: "
         "make test-serving makes it; on a GPU: python -m venv .venv-serve && "
         ".venv-serve/bin/pip install vllm"
     ]
+
+
+def _no_checkpoints(settings: dict[str, Any]) -> list[str]:
+    """What lies at a path of this machine and is no checkpoint, which is all that vLLM reads."""
+    problems = []
+    for arm in ("model", "baseline"):
+        place = Path(settings[arm] or "")
+        if not settings[arm] or not place.exists() or _holds(place, "*.safetensors"):
+            continue
+        other = next((f"it holds {kind}: engine={engine} runs it" for kind, engine in OTHERS.items()
+                      if _holds(place, kind)), "it holds no *.safetensors")  # fmt: skip
+        problems.append(
+            f"{arm}={place}: engine={settings['engine']} reads a checkpoint folder; {other}"
+        )
+    return problems
+
+
+def _holds(place: Path, pattern: str) -> bool:
+    return any(place.glob(pattern)) if place.is_dir() else place.match(pattern)
 
 
 def _server_problems(settings: dict[str, Any]) -> list[str]:

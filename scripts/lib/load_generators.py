@@ -60,6 +60,11 @@ class Generator:
     missing: Callable[[dict[str, Any]], str | None]
 
 
+def is_program(path: str | Path) -> bool:
+    """Whether a file is there that may be run."""
+    return Path(path).is_file() and os.access(path, os.X_OK)
+
+
 def drawn_lengths(settings: dict[str, Any]) -> list[tuple[int, int]]:
     """Prompt and new tokens of each request, from the range or the file of lengths."""
     if settings["lengths"]:

@@ -20,6 +20,7 @@ from compress.scripts.lib.load_generators import (
     Generator,
     ServerFailed,
     Target,
+    is_program,
     none_answered,
 )
 
@@ -42,7 +43,7 @@ def mlperf_python(settings: dict[str, Any]) -> str | None:
     """The interpreter of an environment that holds LoadGen."""
     named = settings["generator_python"]
     for python in [named] if named else [sys.executable, settings["python"]]:
-        if Path(python).exists() and _holds_loadgen(str(python)):
+        if is_program(python) and _holds_loadgen(str(python)):
             return str(python)
     return None
 

@@ -13,6 +13,7 @@ from compress.scripts.lib.load_generators import (
     Figures,
     Generator,
     Target,
+    is_program,
     none_answered,
 )
 
@@ -94,8 +95,9 @@ def _records(found: dict[str, Any]) -> list[Record]:
 def vllm_missing(settings: dict[str, Any]) -> str | None:
     """How to make the environment that holds it."""
     python = str(settings["python"])
-    if not Path(python).exists():
-        return f"there is no {python}: {INSTALL}"
+    if not is_program(python):
+        there = "is no program" if Path(python).exists() else "does not exist"
+        return f"{python} {there}: {INSTALL}"
     absent = _absent(python)
     return f"{python} lacks {absent}: {python} -m pip install {absent}" if absent else None
 

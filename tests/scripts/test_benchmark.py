@@ -54,7 +54,8 @@ def test_a_damaged_model_is_told_and_the_file_says_failed(folder, tmp_path, caps
     ("words", "said"),
     [
         (["engine=vlm"], "Did you mean 'vllm'"),
-        (["engine=vllm", "python=/no/python"], "make test-serving"),
+        (["engine=vllm", "python=/no/python"], "there is no /no/python: make test-serving"),
+        (["engine=vllm", "python=README.md"], "README.md is no program: make test-serving"),
         (["prompt_tokens=many"], "a range such as 32-128"),
         (["concurrency=[0]"], "whole numbers from 1 on"),
         (["rates=[fast]"], "a list of numbers"),
@@ -100,3 +101,19 @@ def test_a_sequence_beyond_the_last_position_is_refused(folder, tmp_path, capsys
     assert benchmark.main([f"model={folder}", f"baseline={folder}", *words]) == 2
     said = capsys.readouterr().err
     assert "65 tokens" in said and "model has 64, baseline has 64 positions" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("model.onnx", "it holds *.onnx: engine=onnxruntime runs it"),
+        ("model.pt2", "it holds *.pt2: engine=inductor runs it"),
+        ("README.md", "it holds no *.safetensors"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["vllm", "server"])
+def test_vllm_is_not_started_on_what_is_no_checkpoint(engine, file, said, tmp_path, capsys):
+    (tmp_path / file).write_bytes(b"")
+    words = [f"engine={engine}", f"model={tmp_path}", f"python={tmp_path / file}"]
+    assert benchmark.main([*words, f"out={tmp_path / 'b.json'}"]) == 2
+    assert f"engine={engine} reads a checkpoint folder; {said}" in capsys.readouterr().err
