@@ -194,6 +194,25 @@ class CompressionModule(CompressionMixin, L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As in torch.
+
+        Raises:
+            BadInput: these weights are of a student of another shape.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            _, *told = str(error).splitlines()
+            first = "\n".join(f"  {line.strip()[:200]}" for line in told[:3])
+            raise BadInput(
+                "the checkpoint is of another student than these settings build:\n"
+                f"{first}\n{len(told)} difference(s); go on with the settings of its run (its "
+                "folder's config.yaml), or start anew in another run_dir"
+            ) from error
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Random states go along, so that a resumed run draws what this one would have drawn."""
         checkpoint["compress_random"] = {

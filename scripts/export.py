@@ -1,5 +1,6 @@
 """Write a trained run for a runtime: `python scripts/export.py run_dir=... target=tensorrt`."""
 
+import re
 import sys
 from typing import Any
 
@@ -62,6 +63,14 @@ def checked(words: list[str]) -> dict[str, Any]:
         command = "pip install 'compress-lm[onnx]'"
         for module in ("onnx", "onnxscript", "onnx_ir", "onnxruntime"):
             problems += check_installed(module, "target=tensorrt", command)
+    for key in ("quality_batches", "batch", "length"):
+        if settings[key] is not None and settings[key] < 1:
+            problems.append(f"{key}={settings[key]}: must be at least 1")
+    if not 0 < settings["level"] < 1:
+        problems.append(f"level={settings['level']}: a share between 0 and 1, such as 0.95")
+    licence = settings["licence"]
+    if licence and not re.fullmatch(r"[A-Za-z0-9.+-]+", licence):
+        problems.append(f"licence={licence!r}: one SPDX name is expected, such as apache-2.0")
     if settings["calibration"] and target not in (None, "tensorrt"):
         problems.append(f"calibration=true is for target=tensorrt, not for {target}")
     if settings["cache"] and target not in (None, "tensorrt"):

@@ -16,6 +16,7 @@ FOLDER = "deploy"
 KUBERNETES = ("deployment.yaml", "service.yaml", "keda-scaledobject.yaml", "hpa.yaml")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SERVICE_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+IMAGE_NAME = re.compile(r"[a-z0-9][\w./:-]*(@sha256:[0-9a-f]{64})?", re.IGNORECASE)
 IMAGE = "vllm/vllm-openai:latest"
 GPUS_A_NODE = 8
 
@@ -72,7 +73,9 @@ class DeploySettings:
         Raises:
             BadInput: lists every setting that is wrong.
         """
-        wrong = [*_labels(self), *_counts(self), *_parallel(self), *_image(self)]
+        wrong = [
+            *_labels(self), *_counts(self), *_parallel(self), *_image(self), *_address(self)
+        ]  # fmt: skip
         if wrong:
             raise BadInput("deploy settings:\n  " + "\n  ".join(wrong))
 
@@ -125,7 +128,15 @@ def _parallel(settings: DeploySettings) -> list[str]:
     return wrong
 
 
+def _address(settings: DeploySettings) -> list[str]:
+    if re.fullmatch(r"https?://[^\s/]+(/\S*)?", settings.prometheus):
+        return []
+    return [f"prometheus={settings.prometheus!r} is no address such as http://prometheus:9090"]
+
+
 def _image(settings: DeploySettings) -> list[str]:
+    if not IMAGE_NAME.fullmatch(settings.image):
+        return [f"image={settings.image!r} names no image: registry/name:tag or name@sha256:..."]
     if settings.image != IMAGE or settings.device == RESOURCES["NVIDIA"]:
         return []
     return [

@@ -9,20 +9,22 @@ from pathlib import Path
 
 from compress.errors import BadInput
 
+MARK = ".compress_export"
+"""A file in each export: by it a later one knows that it may take the folder's place."""
+
 
 @contextlib.contextmanager
 def replaced_folder(path: str | Path) -> Iterator[Path]:
     """A new folder beside `path` to write into; at the end it takes the name `path`.
 
-    Whatever stood there stays until the new one is complete. On any error the new folder is
+    An export that stood there stays until the new one is complete. On any error the new folder is
     removed. What killed runs left behind is cleared first.
 
     Raises:
-        BadInput: the place is a file, or cannot be written (rights, a full disk).
+        BadInput: the place cannot be written (rights, a full disk), or see `refuse_other`.
     """
     final = Path(path).absolute()
-    if final.exists() and not final.is_dir():
-        raise BadInput(f"{final} is a file; an export needs a folder")
+    refuse_other(final)
     with _as_bad_input(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(final)
@@ -31,10 +33,29 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
     try:
         with _as_bad_input(final):
             yield partial
+            (partial / MARK).write_text("A later export may take this folder's place.\n")
             sync_folder(partial)
             _take_name(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_other(path: str | Path) -> None:
+    """Refuse a place where there is something else than an export: it would be lost.
+
+    Raises:
+        BadInput: it is a file, or a folder that holds files and was not written here.
+    """
+    place = Path(path)
+    if place.exists() and not place.is_dir():
+        raise BadInput(f"{place} is a file; an export needs a folder")
+    held = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
+    if held and MARK not in held:
+        first = ", ".join(held[:3]) + " ..." * (len(held) > 3)
+        raise BadInput(
+            f"{place} holds what no export wrote ({first}), and an export takes the place of "
+            "the whole folder: name a new one, or move these away"
+        )
 
 
 @contextlib.contextmanager

@@ -13,12 +13,13 @@ from compress.evaluate.quality import token_loss
 from compress.export.bundle import bundle
 from compress.export.card import CardFacts, program_lines
 from compress.export.deploy import DeploySettings, dns_label
+from compress.export.folder import refuse_other
 from compress.export.plan import collect_plan
 from compress.export.write import ExportResult, export
 from compress.models import config_of
 from compress.scripts.lib.facts import reproduce
 from compress.scripts.lib.restore import Restored, restore_student
-from compress.scripts.lib.run_folder import read_json, write_json
+from compress.scripts.lib.run_folder import read_report, write_json
 from compress.scripts.lib.trainer import validation_batches
 
 DEPLOYED = (
@@ -29,12 +30,16 @@ DEPLOYED = (
 def run(settings: dict[str, Any], words: list[str]) -> ExportResult:
     """Restore, export, note it in report.json, print where it lies."""
     run_dir = Path(settings["run_dir"])
+    report = read_report(run_dir)
+    if settings["path"]:
+        refuse_other(settings["path"])
+    if settings["bundle"]:
+        DeploySettings(name="model", **chosen_of(settings))  # before anything is measured
     restored = restore_student(run_dir, checkpoint=settings["checkpoint"])
     target = settings["target"] or restored.config.target or "vllm"
     asked = [f"{key}=true" for key in ("calibration", "cache") if settings[key]]
     if asked and target != "tensorrt":
         raise BadInput(f"{', '.join(asked)}: for target=tensorrt, and this run's is {target}")
-    report = read_json(run_dir / "report.json", {})
     common: dict[str, Any] = {
         "target": target,
         "path": settings["path"] or run_dir / "export" / target,
@@ -116,11 +121,19 @@ def deploy_settings(
     if length > limit:
         raise BadInput(f"length={length}, but the model takes {limit} tokens")
     name = dns_label(settings["name"] or report.get("recipe") or "model")
-    chosen = {key: settings[key] for key in DEPLOYED}
     placement = planned(settings, restored, length=length) if settings["gpu"] else {}
     return DeploySettings(
-        name=name, model_path=f"/models/{name}", max_model_len=length, **chosen, **placement
+        name=name,
+        model_path=f"/models/{name}",
+        max_model_len=length,
+        **chosen_of(settings),
+        **placement,
     )
+
+
+def chosen_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the user says of the cluster."""
+    return {key: settings[key] for key in DEPLOYED}
 
 
 def planned(settings: dict[str, Any], restored: Restored, *, length: int) -> dict[str, Any]:

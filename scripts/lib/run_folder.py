@@ -101,5 +101,30 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """What a JSON file holds, or `default` where there is no file."""
-    return json.loads(path.read_text()) if path.exists() else default
+    """What a JSON file holds, or `default` where there is no file.
+
+    Raises:
+        BadInput: it is damaged.
+    """
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged: {error}; move it away") from error
+
+
+def read_report(run_dir: Path) -> dict[str, Any]:
+    """`report.json` of a run; empty where there is none.
+
+    Raises:
+        BadInput: it is damaged, or not what scripts/train.py wrote.
+    """
+    path = run_dir / "report.json"
+    report = read_json(path, {})
+    parts = {"quality": dict, "size": dict, "exports": list, "speed": list}
+    if not isinstance(report, dict) or not all(
+        isinstance(report.get(key, kind()), kind) for key, kind in parts.items()
+    ):
+        raise BadInput(f"{path} is not what scripts/train.py wrote; move it away")
+    return report

@@ -63,3 +63,20 @@ def test_a_full_disk_is_the_users_to_hear_of(tmp_path):
         (folder / "half").write_text("x")
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_replaces_an_export_and_an_empty_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    for text in ("first", "second"):
+        with replaced_folder(tmp_path / "out") as folder:
+            (folder / "file").write_text(text)
+        assert (tmp_path / "out" / "file").read_text() == text
+
+
+def test_a_folder_that_no_export_wrote_is_not_replaced(tmp_path):
+    for name in ("a.txt", "b.txt", "c.txt", "d.txt"):
+        (tmp_path / name).write_text("mine")
+    said = r"holds what no export wrote \(a.txt, b.txt, c.txt ...\)"
+    with pytest.raises(BadInput, match=said), replaced_folder(tmp_path):
+        pass
+    assert (tmp_path / "a.txt").read_text() == "mine"

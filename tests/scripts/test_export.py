@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import onnx
 import pytest
@@ -138,6 +139,9 @@ def test_modelopt_refuses_int8_and_leaves_no_folder(trained, capsys):
         (["run_dir=nowhere"], "no run folder"),
         (["run_dir=nowhere", "bundel=true"], "Did you mean 'bundle'"),
         (["run_dir=nowhere", "target=vllm", "calibration=true"], "is for target=tensorrt"),
+        (["run_dir=nowhere", "length=0"], "length=0: must be at least 1"),
+        (["run_dir=nowhere", "level=1.5"], "level=1.5: a share between 0 and 1"),
+        (["run_dir=nowhere", "licence=do what"], "one SPDX name is expected"),
     ],
 )
 def test_bad_input_is_told_with_the_way_out(words, said, capsys):
@@ -151,6 +155,45 @@ def test_a_damaged_checkpoint_is_told(trained, tmp_path, capsys):
     damaged.write_bytes((folder / "checkpoints" / "last.ckpt").read_bytes()[:2000])
     assert main([f"run_dir={folder}", "target=vllm", f"checkpoint={damaged}"]) == 2
     assert "damaged.ckpt" in capsys.readouterr().err
+
+
+def test_an_export_does_not_take_the_place_of_its_own_run(trained, capsys):
+    folder, _ = trained
+    assert main([f"run_dir={folder}", "target=transformers", f"path={folder}"]) == 2
+    assert "holds what no export wrote" in capsys.readouterr().err
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_settings_of_a_cluster_are_refused_before_anything_is_measured(trained, capsys):
+    words = [f"run_dir={trained[0]}", "target=vllm", "bundle=true"]
+    assert main([*words, "min_replicas=9", "image=a b", "prometheus=here"]) == 2
+    said = capsys.readouterr().err
+    assert "max_replicas=8 < min_replicas=9" in said
+    assert "image='a b' names no image" in said and "prometheus='here' is no address" in said
+
+
+def copied(run, place):
+    """A run's folder again, to be damaged."""
+    shutil.copytree(run, place, ignore=shutil.ignore_patterns("export"))
+    return place
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"quality": 3}'])
+def test_a_damaged_report_is_told(text, trained, tmp_path, capsys):
+    folder = copied(trained[0], tmp_path / "run")
+    (folder / "report.json").write_text(text)
+    assert main([f"run_dir={folder}", "target=transformers"]) == 2
+    assert "report.json is" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_student_is_told(trained, tmp_path, capsys):
+    folder = copied(trained[0], tmp_path / "run")
+    file = folder / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["student"]["layers"] = 2
+    file.write_text(yaml.safe_dump(config))
+    assert main([f"run_dir={folder}", "target=transformers"]) == 2
+    assert "of another student than these settings build" in capsys.readouterr().err
 
 
 def test_the_script_names_the_targets_that_there_are(capsys):
