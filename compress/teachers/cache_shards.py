@@ -25,20 +25,19 @@ class Shard:
             state = "missing" if size < 0 else f"{size} bytes long instead of {facts['bytes']}"
             raise _damaged(self.path, state)
         try:
-            self._file: Any = _opened(self.path)
-            tensor = self._file.get_tensor
-            self.keys: np.ndarray[Any, Any] = tensor("keys").numpy()
+            self._tensors = _mapped(self.path)
+            self.keys: np.ndarray[Any, Any] = self._tensors["keys"].numpy()
             self._rows, self._entries = (
-                tensor("row_starts").tolist(),
-                tensor("entry_starts").tolist(),
+                self._tensors["row_starts"].tolist(),
+                self._tensors["entry_starts"].tolist(),
             )
-            self._names = set(self._file.keys())
+            self._names = set(self._tensors)
         except Exception as error:
             raise _damaged(self.path, str(error)) from error
         self._proved = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+        return {**self.__dict__, "_tensors": {}}
 
     def prove(self) -> None:
         """Read it all once and compare its checksum.
@@ -52,10 +51,9 @@ class Shard:
 
     def _slice(self, name: str, start: int, stop: int) -> Tensor:
         self.prove()
-        if self._file is None:  # unpickled in another process
-            self._file = _opened(self.path)
-        found: Tensor = self._file.get_slice(name)[start:stop]
-        return found
+        if not self._tensors:  # unpickled in another process
+            self._tensors = _mapped(self.path)
+        return self._tensors[name][start:stop].clone()
 
     def entries(self, place: int, *, draws: int, width: int) -> tuple[Tensor, Tensor]:
         """Tokens and log-probabilities (positions, K) of one row."""
@@ -70,9 +68,14 @@ class Shard:
         return self._slice(f"feature.{name}", *self._rows[place : place + 2]).float()
 
 
-def _opened(path: Path) -> Any:
+def _mapped(path: Path) -> dict[str, Tensor]:
+    """The file's tensors, mapped: pages are read when they are used.
+
+    All are asked for once, since safetensors 0.8 keeps 32 bytes of each tensor or slice it gives.
+    """
     opener: Any = safe_open
-    return opener(path, framework="pt")
+    with opener(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
 def _damaged(path: Path, state: str) -> BadInput:
