@@ -8,6 +8,7 @@ import torch
 
 from compress.contract import Want
 from compress.errors import BadInput
+from compress.teachers import cache_shards
 from compress.teachers.cached import CachedTeacher, Identity, write_cache
 from tests.teachers.toys import ToyTeacher, rows
 
@@ -239,3 +240,14 @@ def test_a_cache_serves_forked_loader_workers(tmp_path):
     write(ToyTeacher(), rows(4), tmp_path)
     copy = pickle.loads(pickle.dumps(CachedTeacher(tmp_path)))
     assert copy.signal(rows(4), LOGITS).tokens_BLK.shape == (4, 12, 6)
+
+
+def test_answers_ask_nothing_more_of_the_files_reader(tmp_path, monkeypatch):
+    """It keeps 32 bytes of everything it is asked for: days of training would fill memory."""
+    write(ToyTeacher(), rows(10), tmp_path)
+    cache = CachedTeacher(tmp_path)
+    monkeypatch.setattr(cache_shards, "safe_open", None)
+    first = cache.signal(rows(10), LOGITS).tokens_BLK
+    kept = first.clone()
+    first.zero_()  # a copy: what is mapped stays as it is
+    assert kept.any() and torch.equal(cache.signal(rows(10), LOGITS).tokens_BLK, kept)
