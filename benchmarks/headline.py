@@ -145,9 +145,9 @@ def table_of(words: list[str], settings: Settings) -> dict[str, Any]:
             "onnxruntime-cached, as vLLM, writes 32 tokens from its key-value cache.",
             "In onnxruntime inputs have one calibrated scale and embeddings are int8 by rows, not "
             "trained further; in vLLM inputs have a scale a token, as trained.",
-            "Originals are trained for few steps (decoder 700, encoder 300) and students train on "
-            "from their layers: quality above 1 says that the original had more to learn, not that "
-            "compression improves a model.",
+            "Originals are trained for hundreds of steps and students train on from their layers: "
+            "quality above 1 says that the original had more to learn, or had learnt its training "
+            "rows by heart, not that compression improves a model.",
             *(f"{name}: python scripts/train.py {' '.join(RUNS[name])}"
               for name in settings.models.split(",")),
         ],
