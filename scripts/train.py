@@ -63,8 +63,9 @@ def main(words: list[str] | None = None) -> int:
 def _run(words: list[str], *, show: bool) -> int:
     from compress.scripts.lib.checks import check_paths
     from compress.scripts.lib.config import compose
-    from compress.scripts.lib.launch import launch, ranks_to_start
+    from compress.scripts.lib.launch import launch, rank_here, ranks_to_start
     from compress.scripts.lib.precision import settle_precision
+    from compress.scripts.lib.resume import refuse_other_training
     from compress.scripts.lib.run_folder import choose_folder
 
     config = compose(words)
@@ -76,10 +77,12 @@ def _run(words: list[str], *, show: bool) -> int:
     check_paths(config)
     recipe = next((w.split("=", 1)[1] for w in words if w.startswith("recipe=")), "distill_qat")
     ranks = ranks_to_start(config.trainer)
+    path, _ = choose_folder(config, recipe)
+    if rank_here() == 0:  # it may have begun to write there
+        refuse_other_training(config, path)
     if ranks:
-        path, _ = choose_folder(config, recipe)
         return launch(words, ranks=ranks, run_dir=path, module="compress.scripts.train")
-    settle_precision(config, recorded=choose_folder(config, recipe)[0] / "config.yaml")
+    settle_precision(config, recorded=path / "config.yaml")
     if "cache" in config:
         from compress.scripts.lib.cache_teacher import cache_teacher
 

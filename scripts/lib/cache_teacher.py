@@ -13,7 +13,12 @@ from compress.contract import Batch
 from compress.errors import BadInput
 from compress.scripts.lib import build, hosts, trainer
 from compress.scripts.lib.launch import rank_here, ranks_here
-from compress.scripts.lib.run_folder import choose_folder, write_atomically, write_json
+from compress.scripts.lib.run_folder import (
+    RunFolder,
+    choose_folder,
+    write_atomically,
+    write_json,
+)
 from compress.teachers.cache_writer import write_cache
 from compress.teachers.deepspeed import DeepSpeedTeacher
 from compress.teachers.quality import teacher_loss
@@ -31,6 +36,15 @@ def cache_teacher(config: DictConfig, words: list[str]) -> dict[str, Any]:
             f"teacher.host={config.teacher.host} has none to run; use host local, deepspeed, served"
         )
     run_dir, _ = choose_folder(config, "cache_teacher")
+    held = RunFolder(run_dir, resuming=True) if rank_here() == 0 else None
+    try:
+        return _cache_teacher(config, words, run_dir)
+    finally:
+        if held is not None:
+            held.release()
+
+
+def _cache_teacher(config: DictConfig, words: list[str], run_dir: Path) -> dict[str, Any]:
     run_dir.mkdir(parents=True, exist_ok=True)
     data = build.build_data(config, build.build_tokenizer(config))
     folder = build.teacher_folder(config, data, metrics=run_dir / "metrics.jsonl")

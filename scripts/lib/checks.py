@@ -123,6 +123,16 @@ def _together_problems(config: Any) -> Iterator[str]:
             yield (f"student.layers={layers}: the teacher has {known} layers (teacher.layers)")
 
 
+def _wrote_cache(run_dir: Path) -> bool:
+    import yaml
+
+    try:
+        recorded = yaml.safe_load((run_dir / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(recorded, dict) and "cache" in recorded
+
+
 def _run_dir_problems(config: Any) -> Iterator[str]:
     for key in ("ckpt", "run_dir"):
         if config[key] is not None and (why := _why_no_path(config[key])):
@@ -133,8 +143,9 @@ def _run_dir_problems(config: Any) -> Iterator[str]:
     if config.run_dir is None or rank_here() > 0:  # rank 0 may have begun to write there
         return
     path = Path(config.run_dir)
-    # a cache of a teacher is gone on with by the very same command
-    holds_run = (path / "config.yaml").exists() and "cache" not in config
+    holds_run = (path / "config.yaml").exists()
+    if holds_run and "cache" in config and _wrote_cache(path):
+        return  # a cache of a teacher is gone on with by the very same command
     if not config.run_dir:
         yield "run_dir='': this is no path"
     elif path.exists() and not path.is_dir():

@@ -3,7 +3,7 @@
 import sys
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from compress.scripts.lib.run_folder import (
     RunFolder,
     choose_folder,
     read_json,
+    read_report,
     write_atomically,
     write_json,
 )
@@ -58,9 +59,10 @@ def run(config: DictConfig, words: list[str], *, recipe: str) -> dict[str, Any]:
         stopped = isinstance(error, KeyboardInterrupt | StoppedBySignal)
         state.report["status"] = "interrupted" if stopped else "failed"
         state.report["error"] = masked_text(str(error)) or type(error).__name__
-        if folder is not None:
+        if folder is not None and not state.leaves_as_it_was():
             told = stopped or isinstance(error, CompressError)
             leave_report(state, trace=None if told else masked_text(traceback.format_exc()))
+        if folder is not None:
             folder.release()
         raise
     if folder is not None:
@@ -88,7 +90,7 @@ class Run:
         self, config: DictConfig, words: list[str], *, recipe: str, path: Path, resuming: bool
     ) -> None:
         """Nothing is built yet."""
-        self.config, self.path, self.resuming = config, path, resuming
+        self.config, self.path, self.resuming, self.begun = config, path, resuming, False
         self.quality: dict[str, Any] = tasks.measure_of(config.task)
         self.seconds: dict[str, float] = {}
         self.dense_texts: list[str] = []
@@ -108,10 +110,8 @@ class Run:
     def execute(self) -> None:
         """Every phase, in order."""
         L.seed_everything(self.config.seed, verbose=False)
-        if self.leads:
-            text = OmegaConf.to_yaml(OmegaConf.create(self.report["asked"]))
-            write_atomically(self.path / "config.yaml", text)
-            write_json(self.path / "report.json", self.report)
+        if not (self.path / "config.yaml").exists():
+            self.begin()
         with self.timed("data"):
             self.data = build.build_data(self.config, build.build_tokenizer(self.config))
         rehearse(self.config, self.data)
@@ -143,6 +143,20 @@ class Run:
             if "compare" not in self.quality:
                 self.compare()
             self.finish(module.student)
+
+    def begin(self) -> None:
+        """From here on the folder tells of this run: at once, or when a checkpoint is restored."""
+        if self.leads and not self.begun:
+            text = OmegaConf.to_yaml(OmegaConf.create(self.report["asked"]))
+            write_atomically(self.path / "config.yaml", text)
+            write_json(self.path / "report.json", self.report)
+        self.begun = True
+
+    def leaves_as_it_was(self) -> bool:
+        """Whether a finished run lies here that could not be gone on with: its report stays."""
+        with suppress(BadInput):
+            return not self.begun and read_report(self.path).get("status") == "finished"
+        return False
 
     @property
     def leads(self) -> bool:
@@ -211,6 +225,7 @@ class Run:
                 seed=self.config.seed, task=self.config.task, verbose=self.config.verbose,
                 checkpoints=checkpoints, ckpt_path=ckpt,
             )  # fmt: skip
+        self.begin()
         if self.config.trainer.max_steps == 0:  # there was no first step to measure it before
             self.keep_at_start("start_ptq", self.loss_of(module.student) if self.leads else None)
         self.quality.update(read_json(self.path / "start.json", {}))
@@ -342,6 +357,7 @@ class BeforeTraining(L.Callback):
 
         Unknown where quantisation starts later: its scales are not found yet.
         """
+        self.run.begin()
         waiting = any(not part.enabled for part in quantizers(pl_module.student))
         if trainer.global_step == 0 and not waiting:
             with whole_weights(pl_module.student):  # of every rank

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import BadInput
+from compress.scripts.lib.resume import run_of
 
 
 class RunFolder:
@@ -58,11 +59,24 @@ class RunFolder:
 
 
 def choose_folder(config: Any, recipe: str) -> tuple[Path, bool]:
-    """The run folder, and whether a run is gone on with."""
+    """The run folder, and whether a run is gone on with.
+
+    Raises:
+        BadInput: a run is to be gone on with, and nothing says which.
+    """
     resuming = config.ckpt is not None
     if config.run_dir is not None:
         return Path(config.run_dir), resuming
-    return (newest_run_dir(recipe) if resuming else default_run_dir(recipe)), resuming
+    if not resuming:
+        return default_run_dir(recipe), False
+    return (newest_run_dir(recipe) if config.ckpt == "last" else _run_of(config.ckpt)), True
+
+
+def _run_of(checkpoint: str) -> Path:
+    found = run_of(checkpoint)
+    if found is None:
+        raise BadInput(f"ckpt={checkpoint} lies in no run folder; give run_dir=...")
+    return found
 
 
 def default_run_dir(recipe: str) -> Path:
@@ -74,15 +88,15 @@ def default_run_dir(recipe: str) -> Path:
 
 
 def newest_run_dir(recipe: str) -> Path:
-    """The latest run of a recipe, for `ckpt=last` without `run_dir=`.
+    """The run of a recipe that was written to last, for `ckpt=last` without `run_dir=`.
 
     Raises:
         BadInput: there is none.
     """
-    runs = sorted((Path("runs") / recipe).glob("*/checkpoints"))
+    runs = [path.parent for path in (Path("runs") / recipe).glob("*/checkpoints")]
     if not runs:
         raise BadInput(f"ckpt=last: no run of {recipe} under runs/{recipe}; give run_dir=...")
-    return runs[-1].parent
+    return max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime)
 
 
 def write_atomically(path: Path, text: str) -> None:
