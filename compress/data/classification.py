@@ -9,9 +9,9 @@ from datasets import Value
 
 from compress.data.pieces import stable_key
 from compress.data.prepare import Rows, Settings, Source, prepare
-from compress.data.read_files import content_of, find_files, text_in
+from compress.data.read_files import content_of, text_in
 from compress.data.text_data import TextData
-from compress.data.text_files import Paths, describe, each_row
+from compress.data.text_files import Paths, describe, each_row, training_files
 from compress.errors import BadInput, did_you_mean
 
 
@@ -43,7 +43,8 @@ def classification(
         tokenizer: a tokenizer, the name or folder of one, or None: byte-level BPE is trained.
         vocab_size: of the tokenizer trained here; 258 at least.
         sequence_length: tokens of every row.
-        validation_path: held-out files of their own; None takes `validation_share` of `path`.
+        validation_path: held-out files, never trained on even where `path` means them too; None
+            takes `validation_share` of `path`.
         validation_share: in (0, 1); unused with `validation_path`.
         test_share: 0.0 makes no test part.
         seed: another one makes another split.
@@ -56,8 +57,7 @@ def classification(
         sequence_length=sequence_length, vocab_size=vocab_size,
         validation_share=validation_share, test_share=test_share, seed=seed,
     )  # fmt: skip
-    files = find_files(path)
-    held_out = find_files(validation_path) if validation_path is not None else []
+    files, held_out, left_out = training_files(path, validation_path)
     columns = [text_column, label_column]
 
     def make(row: Any, where: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def classification(
         rows=rows_of(files),
         validation_rows=rows_of(held_out) if held_out else None,
         content=content_of(files) + (content_of(held_out) if held_out else ""),
-        words=f"labelled texts in {describe(files, held_out)}",
+        words=f"labelled texts in {describe(files, held_out, left_out)}",
         encode=encode_texts,
         columns={"label": Value("string")},
         outputs={"input_ids": sequence_length, "attention_mask": sequence_length, "labels": 0},

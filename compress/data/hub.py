@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import load_dataset
+from datasets import ReadInstruction, load_dataset
 from datasets.exceptions import DatasetsError
 
 from compress.data.packing import packed_source, pieces_of
@@ -41,7 +41,7 @@ def hub(
         name: on the hub (`owner/name`), or a local folder of data files.
         config: the data set's configuration; None takes its only or default one.
         split: what is trained on, also a slice: `train[:10%]`.
-        validation_split: what is held out; None takes `validation_share` of `split`.
+        validation_split: what is held out, no row of `split`; None takes `validation_share` of it.
         revision: branch, tag or commit; None takes the newest, so name one to repeat a run.
         text_column: where the text stands.
         streaming: read over the network without keeping the whole set; needs `max_rows`.
@@ -55,7 +55,8 @@ def hub(
         cache_dir: where the tokens are kept; None: see `compress.data.store.data_folder`.
 
     Raises:
-        BadInput: the set, configuration, split or column does not exist or cannot be reached.
+        BadInput: the set, configuration, split or column does not exist or cannot be reached, or
+            `split` and `validation_split` share rows.
     """
     settings = Settings(
         sequence_length=sequence_length, vocab_size=vocab_size,
@@ -63,6 +64,9 @@ def hub(
     )  # fmt: skip
     if streaming and max_rows is None:
         raise BadInput("data.streaming=true reads without end: set data.max_rows, e.g. 100000")
+
+    if validation_split is not None:
+        refuse_overlap(split, validation_split)
 
     def open_split(wanted: str) -> Any:
         loaded = _load(name, config, wanted, revision=revision, streaming=streaming)
@@ -87,6 +91,43 @@ def hub(
         length=sequence_length,
     )
     return prepare(source, settings=settings, tokenizer=tokenizer, cache_dir=cache_dir)
+
+
+def refuse_overlap(split: str, validation_split: str) -> None:
+    """Refuse slices that share rows, as far as the words tell.
+
+    Whether `train[:5000]` meets `train[-5000:]` depends on the split's length: not refused.
+
+    Raises:
+        BadInput: with both slices and the way out.
+    """
+    try:
+        trained, held_out = _rows_named(split), _rows_named(validation_split)
+    except (ValueError, AssertionError):
+        return  # no such syntax: loading tells what is wrong with it
+    shared = sorted(
+        one.splitname
+        for one in trained
+        for other in held_out
+        if (
+            one.splitname == other.splitname and max(one.from_, other.from_) < min(one.to, other.to)
+        )
+        or "all" in (one.splitname, other.splitname)
+    )
+    if shared:
+        raise BadInput(
+            f"data.split={split} and data.validation_split={validation_split} share rows of "
+            f"{shared[0]!r}: what is held out would be trained on. Name slices that do not meet, "
+            "e.g. data.split='train[:90%]' data.validation_split='train[90%:]', or leave "
+            "data.validation_split out: data.validation_share then holds out a share"
+        )
+
+
+def _rows_named(split: str) -> list[Any]:
+    """First and last row of each slice, in splits so long that percents pass any number of rows."""
+    names = {term.partition("[")[0].strip() for term in split.split("+")}
+    rows: list[Any] = ReadInstruction.from_spec(split).to_absolute(dict.fromkeys(names, 10**12))
+    return rows
 
 
 def _load(name: str, config: str | None, split: str, **how: Any) -> Any:

@@ -10,9 +10,9 @@ from datasets import List, Value
 from compress.contract import IGNORED
 from compress.data.pieces import stable_key
 from compress.data.prepare import Rows, Settings, Source, prepare
-from compress.data.read_files import content_of, find_files, text_in
+from compress.data.read_files import content_of, text_in
 from compress.data.text_data import TextData
-from compress.data.text_files import Paths, describe, each_row
+from compress.data.text_files import Paths, describe, each_row, training_files
 from compress.data.tokenizer import load_tokenizer, tokenizer_digest
 from compress.errors import BadInput
 
@@ -50,7 +50,8 @@ def instruction(
         tokenizer: a tokenizer, the name or folder of one, or None: byte-level BPE is trained.
         vocab_size: of the tokenizer trained here; 258 at least.
         sequence_length: tokens of every row.
-        validation_path: held-out files of their own; None takes `validation_share` of `path`.
+        validation_path: held-out files, never trained on even where `path` means them too; None
+            takes `validation_share` of `path`.
         validation_share: in (0, 1); unused with `validation_path`.
         test_share: 0.0 makes no test part.
         seed: another one makes another split.
@@ -70,8 +71,7 @@ def instruction(
             "chats are written by a chat template, which this tokenizer lacks: use an instruct "
             "model's tokenizer, or prompt and response columns"
         )
-    files = find_files(path)
-    held_out = find_files(validation_path) if validation_path is not None else []
+    files, held_out, left_out = training_files(path, validation_path)
     columns = [messages_column] if messages_column else [prompt_column, response_column]
 
     def make(row: Any, where: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def instruction(
         rows=rows_of(files),
         validation_rows=rows_of(held_out) if held_out else None,
         content=content_of(files) + (content_of(held_out) if held_out else ""),
-        words=f"conversations in {describe(files, held_out)}",
+        words=f"conversations in {describe(files, held_out, left_out)}",
         encode=encode_answers,
         columns={"learned": List(Value("int64"))},
         outputs=dict.fromkeys(("input_ids", "labels", "attention_mask"), sequence_length),

@@ -8,9 +8,9 @@ from typing import Any
 from compress.data.classification import encode_texts
 from compress.data.pieces import stable_key
 from compress.data.prepare import Rows, Settings, Source, prepare
-from compress.data.read_files import content_of, find_files, read_rows, text_in
+from compress.data.read_files import content_of, read_rows, text_in
 from compress.data.text_data import TextData
-from compress.data.text_files import Paths, describe
+from compress.data.text_files import Paths, describe, training_files
 from compress.errors import BadInput
 
 
@@ -38,7 +38,8 @@ def sentences(
         tokenizer: a tokenizer, the name or folder of one, or None: byte-level BPE is trained.
         vocab_size: of the tokenizer trained here; 258 at least.
         sequence_length: tokens of every sequence.
-        validation_path: held-out files of their own; None takes `validation_share` of `path`.
+        validation_path: held-out files, never trained on even where `path` means them too; None
+            takes `validation_share` of `path`.
         validation_share: in (0, 1); unused with `validation_path`.
         test_share: 0.0 makes no test part.
         seed: another one makes another split.
@@ -54,8 +55,7 @@ def sentences(
     columns = list(text_columns)
     if isinstance(text_columns, str) or not columns:
         raise BadInput(f"text_columns={text_columns!r}: name one column or more, as a list")
-    files = find_files(path)
-    held_out = find_files(validation_path) if validation_path is not None else []
+    files, held_out, left_out = training_files(path, validation_path)
 
     def rows_of(chosen: Sequence[Path]) -> Rows:
         return lambda: each_text(chosen, columns, seed=seed)
@@ -64,7 +64,7 @@ def sentences(
         rows=rows_of(files),
         validation_rows=rows_of(held_out) if held_out else None,
         content=content_of(files) + (content_of(held_out) if held_out else ""),
-        words=f"texts in {describe(files, held_out)}",
+        words=f"texts in {describe(files, held_out, left_out)}",
         encode=encode_unlabelled,
         columns={},
         outputs={"input_ids": sequence_length, "attention_mask": sequence_length},

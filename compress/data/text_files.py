@@ -17,6 +17,7 @@ from compress.data.read_files import (
     text_in,
 )
 from compress.data.text_data import TextData
+from compress.errors import BadInput
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -47,7 +48,8 @@ def text_files(
         tokenizer: a tokenizer, the name or folder of one, or None: byte-level BPE is trained.
         vocab_size: of the tokenizer trained here; 258 at least.
         sequence_length: tokens of every row, from 2 on.
-        validation_path: held-out files of their own; None takes `validation_share` of `path`.
+        validation_path: held-out files, never trained on even where `path` means them too; None
+            takes `validation_share` of `path`.
         validation_share: in (0, 1); unused with `validation_path`.
         test_share: 0.0 makes no test part.
         seed: another one makes another split.
@@ -60,8 +62,7 @@ def text_files(
         sequence_length=sequence_length, vocab_size=vocab_size,
         validation_share=validation_share, test_share=test_share, seed=seed,
     )  # fmt: skip
-    files = find_files(path)
-    held_out = find_files(validation_path) if validation_path is not None else []
+    files, held_out, left_out = training_files(path, validation_path)
 
     def rows_of(chosen: list[Path]) -> Rows:
         return lambda: _pieces(chosen, text_column, seed)
@@ -70,7 +71,7 @@ def text_files(
         rows_of(files),
         validation_rows=rows_of(held_out) if held_out else None,
         content=content_of(files) + (content_of(held_out) if held_out else "") + text_column,
-        words=describe(files, held_out),
+        words=describe(files, held_out, left_out),
         length=sequence_length,
     )
     return prepare(source, settings=settings, tokenizer=tokenizer, cache_dir=cache_dir)
@@ -86,7 +87,28 @@ def _pieces(files: list[Path], column: str, seed: int) -> Iterator[dict[str, Any
             yield from pieces_of(read_blocks(file), seed=seed)
 
 
-def describe(files: Sequence[Path], held_out: Sequence[Path] = ()) -> str:
+def training_files(
+    path: Paths, validation_path: Paths | None
+) -> tuple[list[Path], list[Path], int]:
+    """The files to train on, those held out, and how many of `path` were left out for these.
+
+    Raises:
+        BadInput: as `find_files`; also where every file of `path` is held out.
+    """
+    named = find_files(path)
+    held_out = find_files(validation_path) if validation_path is not None else []
+    real = {file.resolve() for file in held_out}
+    files = [file for file in named if file.resolve() not in real]
+    if not files:
+        raise BadInput(
+            f"data.validation_path holds out all of data.path, {describe(named)}: nothing is left "
+            "to train on. Name other files there, or none: data.validation_share then holds out "
+            "a share of the text"
+        )
+    return files, held_out, len(named) - len(files)
+
+
+def describe(files: Sequence[Path], held_out: Sequence[Path] = (), left_out: int = 0) -> str:
     """The files in words, without their folders: a report may travel.
 
     >>> describe([Path("x/a.txt"), Path("x/b.txt")])
@@ -95,6 +117,7 @@ def describe(files: Sequence[Path], held_out: Sequence[Path] = ()) -> str:
     names = [file.name for file in files]
     listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     own = f"; validation: {describe(held_out)}" if held_out else ""
+    own += f", of which {left_out} lay in data.path and were not trained on" if left_out else ""
     return f"{len(names)} file{'s' * (len(names) > 1)} ({listed}){own}"
 
 

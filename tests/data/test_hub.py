@@ -51,3 +51,33 @@ def test_what_cannot_be_loaded_is_told_with_the_way_out(folder, tmp_path, wrong,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BadInput, match=r"cannot load the data set.*data=text"):
         hub(**({"name": str(folder)} | wrong), cache_dir=tmp_path / "c", **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("split", "held_out"),
+    [("train", "train"), ("train[:90%]", "train[10%:]"), ("train[:-5%]", "train[90%:]"),
+     ("train[:1000]", "train[500:2000]"), ("train", "train[:10%]"), ("all", "validation"),
+     ("validation+train[:50%]", "train[40%:60%]")],
+)  # fmt: skip
+def test_slices_that_share_rows_are_refused(split, held_out):
+    with pytest.raises(BadInput, match=r"share rows of .*do not meet.*validation_share"):
+        hub(name="never/loaded", split=split, validation_split=held_out)
+
+
+@pytest.mark.parametrize(
+    ("split", "held_out", "kept"),
+    [("train[:90%]", "train[90%:]", 6), ("train[10:]", "train[:10]", 10),
+     ("train[:-20]", "train[-20:]", 20), ("train[:25%]+train[75%:]", "train[25%:75%]", 30)],
+)  # fmt: skip
+def test_slices_that_only_touch_are_taken(folder, tmp_path, split, held_out, kept):
+    data = hub(
+        name=str(folder), split=split, validation_split=held_out, test_share=0,
+        cache_dir=tmp_path / "c", **SIZES,
+    )  # fmt: skip
+    assert data.counts["validation"]["documents"] == kept
+    assert data.counts["train"]["documents"] == 60 - kept
+
+
+def test_a_slice_that_is_none_is_told_by_the_loader(folder, tmp_path):
+    with pytest.raises(BadInput, match="cannot load the data set"):
+        hub(name=str(folder), split="train[a]", validation_split="train", cache_dir=tmp_path / "c")
