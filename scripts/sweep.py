@@ -10,12 +10,15 @@ Run a sweep of recipes/sweep/ (or of your own W&B sweep file) without a server.
   python scripts/sweep.py sweep=NAME [trials=20] [key=value ...]
 
   sweep=NAME|FILE.yaml   what is varied; `sweep=` lists all
-  trials=20              how many trials end in all, earlier ones counted (default: 20, a grid: all)
+  trials=20              how many trials end in all, earlier ones counted (default: the file's
+                         run_cap, else 20, a grid: all)
   parallel=1             trials at a time
   storage=FILE|URL       where the search is kept (default: study.log in run_dir; sqlite:///... too)
-  run_dir=PATH           default: runs/sweep/NAME; the same command goes on after a stop or a kill
+  run_dir=PATH           default: runs/sweep/NAME, one sweep each; the same command goes on after a
+                         stop or a kill
   seed=0                 of what is drawn
-  anything else          goes to train.py in every trial, e.g. trainer.max_steps=100
+  anything else          goes to train.py in every trial, e.g. trainer.max_steps=100; nothing that
+                         the sweep varies
 
 With a server the same file runs as: wandb sweep recipes/sweep/NAME.yaml, then wandb agent ...
 """
@@ -65,19 +68,32 @@ def _settings(words: list[str]) -> tuple[dict[str, str], dict[str, str]]:
 
 def _sweep(own: dict[str, str], fixed: dict[str, str]) -> int:
     from compress.scripts.lib.sweep_definition import read_sweep
+    from compress.scripts.lib.sweep_folder import hold_folder
+
+    sweep = read_sweep(own["sweep"])
+    refuse_overrides(sweep, fixed)
+    check_parameters(sweep, fixed)
+    folder = Path(own.get("run_dir", f"runs/sweep/{sweep.name}"))
+    with hold_folder(folder):
+        return _search(sweep, folder, own, fixed)
+
+
+def _search(sweep: Any, folder: Path, own: dict[str, str], fixed: dict[str, str]) -> int:
+    from compress.scripts.lib.sweep_folder import claim_folder
     from compress.scripts.lib.sweep_front import write_front
     from compress.scripts.lib.sweep_study import finished_trials, open_study, take_up
     from compress.scripts.lib.sweep_trials import run_trials
 
-    sweep = read_sweep(own["sweep"])
-    check_parameters(sweep, fixed)
-    folder = Path(own.get("run_dir", f"runs/sweep/{sweep.name}"))
-    folder.mkdir(parents=True, exist_ok=True)
-    trials = int(own["trials"]) if "trials" in own else None if sweep.method == "grid" else 20
+    trials = int(own["trials"]) if "trials" in own else None
+    if trials is None and sweep.method != "grid" and sweep.run_cap is None:
+        trials = 20
+    if trials and sweep.run_cap and sweep.run_cap < trials:
+        print(f"{sweep.run_cap} trials instead of {trials}: the sweep's run_cap", flush=True)
     study = open_study(
         sweep, storage=own.get("storage", str(folder / "study.log")),
         seed=int(own.get("seed", "0")), fixed=fixed,
     )  # fmt: skip
+    claim_folder(study, folder)
     left, done = take_up(study), len(finished_trials(study))
     if left or done:
         print(f"Goes on: {done} trials have ended, {left} were stopped on their way", flush=True)
@@ -90,6 +106,32 @@ def _sweep(own: dict[str, str], fixed: dict[str, str]) -> int:
         found = write_front(study, sweep, folder)
     _print_front(found, folder)
     return 0 if found["front"] else 1
+
+
+def refuse_overrides(sweep: Any, fixed: dict[str, str]) -> None:
+    """A fixed word wins over a varied value, and every trial would be the same under other names.
+
+    Raises:
+        BadInput: lists the words that name what the sweep varies, or the whole that holds it.
+    """
+    from compress.errors import BadInput
+
+    def hides(word: str, name: str) -> bool:
+        key = word.lstrip("+~")
+        whole = "." in key or fixed[word].startswith("{")  # else it chooses a group, as student=
+        return name == key or (whole and name.startswith(f"{key}."))
+
+    found = [
+        f"  {word}={value} would override {name}, which {sweep.name} varies"
+        for word, value in fixed.items()
+        for name in sweep.parameters
+        if hides(word, name)
+    ]
+    if found:
+        raise BadInput(
+            f"{len(found)} words name what the sweep varies:\n" + "\n".join(found) + "\n"
+            "Leave them out, or give each one {value: ...} in a sweep file of your own"
+        )  # fmt: skip
 
 
 def check_parameters(sweep: Any, fixed: dict[str, str]) -> None:

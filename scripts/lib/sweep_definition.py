@@ -51,6 +51,8 @@ class Sweep:
     parameters: Mapping[str, Parameter]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     early_terminate: Mapping[str, Any] | None = None
+    run_cap: int | None = None
+    """The most trials that ever end; None sets no bound."""
 
     @property
     def grid_size(self) -> int | None:
@@ -108,7 +110,7 @@ def _checked(path: Path, raw: Any) -> Sweep:
         name=path.stem, purpose=_purpose(path), program=raw["program"], method=method,
         metric=raw["metric"]["name"], goal=raw["metric"].get("goal", "minimize"),
         parameters=varied, fixed=fixed,
-        early_terminate=raw.get("early_terminate"),
+        early_terminate=raw.get("early_terminate"), run_cap=raw.get("run_cap"),
     )  # fmt: skip
 
 
@@ -128,6 +130,9 @@ def _problems(raw: Mapping[str, Any]) -> Any:
         yield f"metric: goal {metric['goal']} is unknown; use minimize or maximize"
     if tuple(raw.get("command") or COMMAND) != COMMAND:
         yield f"command: only {list(COMMAND)} passes settings as key=value"
+    cap = raw.get("run_cap")
+    if cap is not None and (type(cap) is not int or cap < 1):
+        yield f"run_cap: {cap} is no number of trials; give one from 1 on, or leave it out"
     stop = raw.get("early_terminate")
     if stop and not (
         stop.get("type") == "hyperband" and ("min_iter" in stop or "max_iter" in stop)

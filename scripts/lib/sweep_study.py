@@ -36,8 +36,8 @@ def open_study(sweep: Sweep, *, storage: str, seed: int, fixed: dict[str, Any]) 
     known = fingerprint(sweep, fixed)
     if study.user_attrs.get("definition", known) != known:
         raise BadInput(
-            f"{storage} holds a sweep {sweep.name} of other parameters; give another storage= or "
-            "run_dir=, or remove it"
+            f"{storage} holds a sweep {sweep.name} of other parameters or words; give another "
+            "run_dir= (the search is kept there, unless storage= says otherwise)"
         )
     study.set_user_attr("definition", known)
     study.sampler = _sampler(sweep, seed=seed + len(study.trials))

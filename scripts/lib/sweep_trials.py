@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 from compress.errors import BadInput
 from compress.scripts.lib.report_data import finite, pick, read_metrics, read_report
 from compress.scripts.lib.sweep_definition import Sweep
+from compress.scripts.lib.sweep_folder import prepare_trial
 from compress.scripts.lib.sweep_study import finished_trials, queue_next, suggest
 
 POLL_SECONDS = 0.5
@@ -38,8 +38,8 @@ def trial_words(sweep: Sweep, values: dict[str, Any], fixed: dict[str, str]) -> 
     """What train.py is told in one trial, as `wandb agent` would write it.
 
     >>> from types import SimpleNamespace
-    >>> trial_words(SimpleNamespace(fixed={"recipe": "qat"}), {"seed": 1}, {"seed": "2"})
-    ['recipe=qat', 'seed=2']
+    >>> trial_words(SimpleNamespace(fixed={"recipe": "qat"}), {"seed": 1}, {"recipe": "distill"})
+    ['recipe=distill', 'seed=1']
     """
     said = {**sweep.fixed, **values, **fixed}
     return [f"{key}={_word(value)}" for key, value in said.items()]
@@ -61,13 +61,17 @@ def run_trials(
     fixed: dict[str, str],
     say: Callable[[str], None],
 ) -> None:
-    """Runs trials until `trials` have ended (all of a grid where None), `parallel` at a time.
+    """Runs trials until `trials` have ended, `parallel` at a time.
+
+    A grid and the sweep's `run_cap` bound them too; where `trials` is None, they alone do.
 
     Raises:
+        BadInput: a trial's folder is in use, or was begun by other words.
         KeyboardInterrupt: after every running trial saved its checkpoint; the study goes on from
             there with the same command.
     """
-    goal = min(n for n in (trials, sweep.grid_size if sweep.method == "grid" else None) if n)
+    size = sweep.grid_size if sweep.method == "grid" else None
+    goal = min(n for n in (trials, size, sweep.run_cap) if n)
     running: list[Running] = []
     try:
         while True:
@@ -92,14 +96,14 @@ def _begin(
     queue_next(study, sweep)
     trial = study.ask()
     values = suggest(trial, dict(sweep.parameters))
-    name = trial.user_attrs.get("folder") or f"trial_{trial.number:03d}"
-    trial.set_user_attr("folder", name)
-    words = trial_words(sweep, values, fixed)
+    begun = trial.user_attrs.get("folder")
+    place = folder / (begun or f"trial_{trial.number:03d}")
+    name, words = place.name, trial_words(sweep, values, fixed)
+    resume = prepare_trial(
+        place, words=words, definition=study.user_attrs.get("definition"), known=bool(begun)
+    )
+    trial.set_user_attr("folder", name)  # last: the study knows no folder that was refused
     trial.set_user_attr("words", words)
-    place = folder / name
-    resume = (place / "checkpoints" / "last.ckpt").exists()
-    if not resume:
-        shutil.rmtree(place, ignore_errors=True)  # begun and killed before its first checkpoint
     words = [*words, f"run_dir={place}", *(["ckpt=last"] if resume else [])]
     with (folder / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(

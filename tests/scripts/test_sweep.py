@@ -10,11 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from compress.errors import BadInput
 from compress.scripts import sweep as sweep_script
 from compress.scripts.lib.config import compose
 from compress.scripts.lib.sweep_definition import KEYS, Sweep, list_sweeps, read_sweep
+from compress.scripts.lib.sweep_folder import prepare_trial
 from compress.scripts.lib.sweep_front import pareto, write_front
 from compress.scripts.lib.sweep_study import finished_trials, open_study, suggest, take_up
 from compress.scripts.lib.sweep_trials import run_trials, trial_words
@@ -69,6 +71,12 @@ def searched(folder: Path, *, trials=None, parallel=2, fixed=None, **changes):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("compress.scripts.lib.sweep_trials.POLL_SECONDS", 0.02)
+
+
+@pytest.fixture
+def main(monkeypatch):
+    monkeypatch.setattr(sweep_script, "check_parameters", lambda *_: None)
+    return lambda *words: sweep_script.main(list(words))
 
 
 def test_there_are_sweeps_and_each_opens_with_its_purpose_and_commands():
@@ -198,6 +206,116 @@ def test_a_killed_sweep_takes_its_trials_along_and_the_same_command_goes_on(tmp_
     assert [p["state"] for p in points] == ["complete"] * 6
 
 
+def test_the_same_sweep_started_twice_is_refused_and_the_first_one_ends_well(tmp_path, capsys):
+    words = [f"sweep={definition(tmp_path)}", f"run_dir={tmp_path / 'out'}", "pace=0.2", "trials=1"]
+    code = (
+        "import sys; from compress.scripts import sweep; sweep.check_parameters = lambda *_: None;"
+    )
+    command = [sys.executable, "-c", f"{code} sys.exit(sweep.main({words!r}))"]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / "trial_000" / "checkpoints" / "last.ckpt").exists():
+        assert first.poll() is None
+        time.sleep(0.02)
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 2 and "is in use by another sweep" in second.stderr
+    first.communicate()
+    assert first.returncode == 0
+    steps = [json.loads(x)["step"] for x in (tmp_path / "out/trial_000/metrics.jsonl").open()]
+    assert steps == list(range(1, 9))
+
+
+def test_a_trial_that_a_live_run_holds_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.scripts.lib.sweep_folder.LOCK_SECONDS", 0.05)
+    sweep = read_sweep(str(definition(tmp_path)))
+    study = open_study(sweep, storage=str(tmp_path / "study.log"), seed=0, fixed={})
+    trial = study.ask()
+    suggest(trial, dict(sweep.parameters))
+    trial.set_user_attr("folder", "trial_000")
+    place = tmp_path / "trial_000"
+    place.mkdir()
+    with FileLock(place / ".lock"):
+        with pytest.raises(BadInput, match="trial_000 is in use by a live run"):
+            searched(tmp_path)
+        assert place.exists()
+    study, _, said = searched(tmp_path)
+    assert said[0].startswith("trial_000 begins") and len(finished_trials(study)) == 6
+
+
+@pytest.mark.parametrize("words, changes", [
+    (["pace=0.02"], {}),  # every trial trains otherwise
+    ([], {"parameters": {"scheme": {"value": "W8A8"}, "density": {"values": [0.3, 0.4]}}}),
+    (["seed=1"], {}),  # the very same definition, searched anew
+])  # fmt: skip
+def test_a_new_search_takes_no_trial_of_an_old_one(tmp_path, capsys, main, words, changes):
+    out = tmp_path / "out"
+    assert main(f"sweep={definition(tmp_path)}", f"run_dir={out}", "trials=1") == 0
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    again = [f"sweep={definition(tmp_path, **changes)}", f"run_dir={out}", "trials=1", *words]
+    assert main(*again, f"storage={out / 'new.log'}") == 2
+    told = capsys.readouterr().err
+    assert "holds the trials of another search" in told and "give another run_dir=" in told
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in kept.items())
+    if words != ["seed=1"]:
+        assert main(*again) == 2 and "storage= or" not in capsys.readouterr().err
+    again[1] = f"run_dir={tmp_path / 'other'}"
+    assert main(*again) == 0
+
+
+def test_trials_of_no_known_search_are_not_taken_over(tmp_path, capsys, main):
+    place = tmp_path / "out" / "trial_000" / "checkpoints"
+    place.mkdir(parents=True)
+    (place / "last.ckpt").write_text("x")
+    assert main(f"sweep={definition(tmp_path)}", f"run_dir={tmp_path / 'out'}") == 2
+    assert "holds 1 trials that this search did not begin" in capsys.readouterr().err
+    assert (place / "last.ckpt").exists()
+
+
+def test_a_search_does_not_leave_its_trials_behind(tmp_path, capsys, main):
+    words = [f"sweep={definition(tmp_path)}", f"storage=sqlite:///{tmp_path / 'study.db'}"]
+    assert main(*words, f"run_dir={tmp_path / 'out'}", "trials=1") == 0
+    assert main(*words, f"run_dir={tmp_path / 'other'}", "trials=2") == 2
+    assert f"run_dir={tmp_path / 'out'}" in capsys.readouterr().err
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert main(*words, f"run_dir={tmp_path / 'moved'}", "trials=2") == 0
+
+
+def test_a_trial_goes_on_only_by_the_words_that_began_it(tmp_path):
+    place = tmp_path / "trial_000"
+    settings = {"definition": "one", "known": True}
+    assert not prepare_trial(place, words=["seed=1", "a=b"], **settings)
+    (place / "checkpoints").mkdir()
+    (place / "checkpoints" / "last.ckpt").write_text("x")
+    assert prepare_trial(place, words=["a=b", "seed=1"], **settings)
+    with pytest.raises(BadInput, match=r"other words:\n  seed=1 then\n  seed=2 now\nGive another"):
+        prepare_trial(place, words=["seed=2", "a=b"], **settings)
+    with pytest.raises(BadInput, match="another search"):
+        prepare_trial(place, words=["seed=1", "a=b"], definition="two", known=True)
+    (place / "trial.json").unlink()
+    with pytest.raises(BadInput, match=r"no trial\.json"):
+        prepare_trial(place, words=["seed=1", "a=b"], definition="one", known=False)
+
+
+def test_a_word_that_names_what_is_varied_is_refused(tmp_path, capsys, main):
+    parameters = {"callbacks.qat.scheme": {"values": ["W8A8", "W4A16"]},
+                  "student.layers": {"values": [2, 4]}, "pace": {"value": 1}}  # fmt: skip
+    sweep = f"sweep={definition(tmp_path, parameters=parameters)}"
+    hiding = ["++callbacks.qat.scheme=W8A8", "student={layers: 2}"]
+    assert main(sweep, *hiding, "pace=2", f"run_dir={tmp_path / 'out'}") == 2
+    told = capsys.readouterr().err
+    assert "2 words name what the sweep varies" in told and "pace=2" not in told
+    assert all(word in told for word in hiding) and not (tmp_path / "out").exists()
+    fixed = {"student": "tiny", "pace": "2", "callbacks.qat.observer": "x"}
+    sweep_script.refuse_overrides(read_sweep(sweep.partition("=")[2]), fixed)
+
+
+def test_a_sweep_ends_at_its_run_cap(tmp_path, capsys, main):
+    words = [f"sweep={definition(tmp_path, run_cap=2)}", f"run_dir={tmp_path / 'out'}"]
+    assert main(*words) == 0
+    assert main(*words, "trials=3") == 0
+    assert "2 trials instead of 3: the sweep's run_cap" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "out" / "pareto.json").read_text())["points"]) == 2
+
+
 def test_a_search_that_is_over_runs_nothing_more(tmp_path):
     searched(tmp_path)
     _, _, said = searched(tmp_path)
@@ -234,6 +352,8 @@ def test_a_database_keeps_the_search_too(tmp_path):
     ({"parameters": {"density": {"min": 2, "max": 1}}}, "are no range"),
     ({"parameters": {"density": 3}}, "parameters.density"),
     ({"early_terminate": {"type": "envelope"}}, "hyperband"),
+    ({"run_cap": 0}, "run_cap: 0 is no number of trials"),
+    ({"run_cap": "few"}, "run_cap: few"),
     ({"comand": []}, "Did you mean 'command'?"),
     ({"command": ["python", "x"]}, "key=value"),
 ])  # fmt: skip
