@@ -34,10 +34,30 @@ def _checked_run(words: list[str]) -> None:
         *check_writable("out", settings["out"]),
         *check_writable("plot", settings["plot"]),
         *([] if settings["text"] else ["text must be given: text=FILES to measure on"]),
+        *check_budgets(settings),
     ]
     if problems:
         raise BadInput("\n".join(problems))
     run(settings)
+
+
+def check_budgets(settings: dict[str, Any]) -> list[str]:
+    """What is wrong with the budgets; what is right becomes a number in place."""
+    import math
+
+    problems = []
+    given = {k: settings[k] for k in ("budget_bits", "budget_mb") if settings[k] is not None}
+    for key, text in given.items():
+        try:
+            settings[key] = float(text)
+        except ValueError:
+            settings[key] = math.nan
+        if not 0 < settings[key] < math.inf:
+            problems.append(f"{key}={text}: a number above 0 is expected, such as 4.5")
+    if len(given) == 2:
+        both = " and ".join(f"{key}={text}" for key, text in given.items())
+        problems.append(f"{both}: give one")
+    return problems
 
 
 def run(settings: dict[str, Any]) -> dict[str, Any]:
@@ -118,21 +138,20 @@ def budget_of(settings: dict[str, Any], model: Any, units: list[Any]) -> float |
     """Mean bits a weight that the budget leaves for the layers that are planned.
 
     Raises:
-        BadInput: both budgets are given, or what stays dense is larger than the budget.
+        BadInput: what stays dense is larger than the budget.
     """
     from compress.errors import BadInput
 
-    bits, megabytes = settings["budget_bits"], settings["budget_mb"]
-    if bits is not None and megabytes is not None:
-        raise BadInput(f"budget_bits={bits} and budget_mb={megabytes}: give one")
+    megabytes: float | None = settings["budget_mb"]
     if megabytes is None:
-        return None if bits is None else float(bits)
+        bits: float | None = settings["budget_bits"]
+        return bits
     planned = sum(unit.weights for unit in units)
     dense = 16 * (sum(p.numel() for p in model.parameters()) - planned)
-    left = float(megabytes) * 8e6 - dense
+    left = megabytes * 8e6 - dense
     if left <= 0:
         raise BadInput(
-            f"budget_mb={megabytes}: what stays dense (embeddings, norms, head) takes "
+            f"budget_mb={megabytes:g}: what stays dense (embeddings, norms, head) takes "
             f"{dense / 8e6:.1f} MB in 16 bits alone"
         )
     return left / planned

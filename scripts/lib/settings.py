@@ -98,7 +98,11 @@ def _value(key: str, text: str, default: Any) -> tuple[Any, str | None]:
     if nothing:
         return value, f"{key}={text}: a value is expected, as {_typed(default)}"
     if isinstance(default, list) and not isinstance(value, list):
-        value = [yaml.safe_load(part) for part in text.split(",")]
+        try:
+            value = [yaml.safe_load(part) for part in text.split(",")]
+        except yaml.YAMLError:
+            expected = value_problem(text, default)
+            return value, f"{key}={text}: {expected} is expected; a bracket or a quote is left open"
     if isinstance(default, list) and default and isinstance(default[0], str):
         value = [one if isinstance(one, list | dict) else str(one) for one in value]
     if isinstance(default, str):

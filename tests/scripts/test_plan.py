@@ -45,6 +45,10 @@ def test_the_plan_is_printed_and_written(folder, tmp_path, capsys):
         (["model=a/b", "length=2.5"], "a whole number (such as 4096) is expected"),
         (["model=a/b", "length=null"], "a value is expected, as 4096"),
         (["model=a/b", "batch=[many]"], "a number (such as 1) is expected"),
+        (
+            ["model=a/b", "batch=[1,16"],
+            "batch=[1,16: a list, such as [1,16], is expected; a bracket",
+        ),
         (["model=a/b", "batch=[1,1.5]"], "a whole number (such as 1) is expected"),
         (["model=a/b", "usable=.nan"], "a finite number is expected"),
         (["model=a/b", "group_size=many"], "a whole number or null is expected"),

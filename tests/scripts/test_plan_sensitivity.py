@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from compress.scripts.lib import plan_sensitivity
 from compress.scripts.lib.plan_sensitivity import main
 from tests.tiny import VOCAB, tiny_llama
 
@@ -46,8 +47,23 @@ def test_a_plan_within_the_budget_is_written_and_drawn(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["budget_bits=4", "budget_mb=3"], "budget_bits=4 and budget_mb=3: give one"),
+        (["budget_bits=4,5"], "budget_bits=4,5: a number above 0 is expected"),
+        (["budget_mb=[3]"], "budget_mb=[3]: a number above 0 is expected"),
+        (["budget_bits=nan"], "budget_bits=nan: a number above 0 is expected"),
+        (["schemes=[W4A16,W8A16"], "schemes=[W4A16,W8A16: a list, such as [a,b], is expected"),
+    ],
+)
+def test_budgets_are_judged_before_anything_is_measured(model, words, said, monkeypatch, capsys):
+    monkeypatch.setattr(plan_sensitivity, "run", lambda _: pytest.fail("it was measured"))
+    assert run(model, *words) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         (["budget_bits=1"], "the smallest plan has 2.500 bits"),
-        (["budget_bits=4", "budget_mb=3"], "give one"),
         (["budget_mb=0.001"], "what stays dense"),
         (["length=5000"], "fewer than length=5000 tokens"),
         (["schemes=[W5A16]"], "W5A16"),
