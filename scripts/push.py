@@ -7,7 +7,9 @@ Send an exported folder, with its model card, to the Hugging Face hub.
 
   python scripts/push.py path=runs/.../export/vllm repo=OWNER/NAME [private=false] [revision=BRANCH]
 
-Log in first: hf auth login. A repository that does not exist is made, private unless you say so.
+Log in first: hf auth login. A repository that does not exist is made, private unless you say so;
+one that does stays as it is, and private=true refuses one that is public. Weight files of an
+earlier export that this one does not have are taken out of it in the same commit.
 """
 
 KEYS = ("path", "repo", "private", "revision")
@@ -29,9 +31,9 @@ def main(words: list[str] | None = None) -> int:
                 raise BadInput(f"there is no setting {key!r}.{did_you_mean(key, KEYS)}")
         if not said.get("path") or not said.get("repo"):
             raise BadInput("give path=DIR and repo=OWNER/NAME")
-        if said.get("private", "true") not in ("true", "false"):
+        private = {"true": True, "false": False}.get(said["private"]) if "private" in said else None
+        if "private" in said and private is None:
             raise BadInput(f"private={said['private']}: true or false is expected")
-        private = said.get("private", "true") == "true"
         revision = said.get("revision") or None
         print(push_to_hub(said["path"], said["repo"], private=private, revision=revision))
     except CompressError as error:

@@ -16,12 +16,20 @@ class Hub:
     """Stands in for huggingface_hub.HfApi."""
 
     calls: list = []  # noqa: RUF012
+    files: tuple = ()
+    private = True
 
     def create_repo(self, repo_id, **settings):
         self.calls.append(("repo", repo_id, settings))
 
     def create_branch(self, repo_id, **settings):
         self.calls.append(("branch", repo_id, settings))
+
+    def model_info(self, repo_id):
+        return SimpleNamespace(private=self.private)
+
+    def list_repo_files(self, repo_id, *, revision=None):
+        return list(self.files)
 
     def upload_folder(self, **settings):
         self.calls.append(("upload", settings["repo_id"], settings))
@@ -53,6 +61,44 @@ def test_the_whole_folder_goes_up_in_one_commit_to_a_private_repository(hub, exp
 def test_a_branch_is_made_where_one_is_named(hub, exported):
     push_to_hub(exported, "me/small", revision="w4a16", private=False)
     assert hub.calls[1][:2] == ("branch", "me/small") and hub.calls[2][2]["revision"] == "w4a16"
+
+
+OLDER = (
+    ".gitattributes", "config.json", "model.safetensors", "other/model.safetensors", "notes.txt",
+    "model.safetensors.index.json", "model-00001-of-00002.safetensors", "model[1].onnx",
+    "model.onnx.data", "model.pt2", "hf_quant_config.json",
+)  # fmt: skip
+
+
+def test_weights_of_an_earlier_export_leave_with_the_commit_that_brings_the_new_ones(
+    hub, exported, monkeypatch
+):
+    from huggingface_hub.utils import filter_repo_objects
+
+    monkeypatch.setattr(hub, "files", OLDER)
+    push_to_hub(exported, "me/small")
+    patterns = hub.calls[-1][2]["delete_patterns"]
+    assert list(filter_repo_objects(OLDER, allow_patterns=patterns)) == [*OLDER[5:]]
+
+
+def test_a_sharded_export_takes_a_single_file_out(hub, exported, monkeypatch):
+    monkeypatch.setattr(hub, "files", ("model.safetensors", "README.md"))
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    (exported / "model.safetensors").rename(exported / "model-1.safetensors")
+    (exported / "model.safetensors.index.json").write_text(json.dumps(index))
+    push_to_hub(exported, "me/small")
+    assert hub.calls[-1][2]["delete_patterns"] == ["model.safetensors"]
+
+
+def test_what_shall_be_private_is_not_sent_to_a_public_repository(
+    hub, exported, monkeypatch, capsys
+):
+    monkeypatch.setattr(hub, "private", False)
+    assert main([f"path={exported}", "repo=me/small", "private=true"]) == 2
+    assert "BadInput: private=true, but me/small is public already" in capsys.readouterr().err
+    assert "upload" not in [call[0] for call in hub.calls]
+    for words in ([], ["private=false"]):
+        assert main([f"path={exported}", "repo=me/small", *words]) == 0
 
 
 def _cut(file):
