@@ -31,8 +31,7 @@ def _run(words: list[str]) -> None:
     from compress.scripts.lib.benchmark_settings import checked
     from compress.scripts.lib.settings import read_settings
 
-    served = any(w.startswith("url=") for w in words)
-    settings = read_settings(words, name="benchmark", required=() if served else ("model",))
+    settings = read_settings(words, name="benchmark", required=())  # url= may stand for the model
     if problems := checked(settings):
         raise BadInput("\n".join(problems))
     from compress.scripts.lib.benchmark_run import run  # heavy: only once all is sound

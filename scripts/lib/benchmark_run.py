@@ -1,5 +1,7 @@
 """One benchmark: start the arms, run every load, write the figures after each, draw the plot."""
 
+import json
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,10 @@ from compress.scripts.lib.run_folder import write_json
 
 
 def run(settings: dict[str, Any], words: list[str]) -> dict[str, Any]:
-    """Every load in turn; whatever fails, the runs before it stand in `out`."""
+    """Every load in turn; whatever fails, the runs before it stand in `out`.
+
+    What fails before its first run leaves an `out` with runs as it is, and says so beside it.
+    """
     result: dict[str, Any] = {
         "schema": 1, "command": reproduce(words, "scripts/benchmark.py"), "machine": machine(),
         "engine": settings["engine"], "status": "running", "settings": settings, "arms": {},
@@ -49,11 +54,24 @@ def _save(
     settings: dict[str, Any], result: dict[str, Any], *, latest: dict[str, Any] | None = None
 ) -> None:
     out = Path(settings["out"])
+    if not result["runs"] and _holds_runs(out):
+        kept, out = out, out.with_suffix(".failed.json")
+        print(f"{kept} keeps the runs of before; this start stands in {out}", file=sys.stderr)
     write_json(out, result)
     if latest is not None:
         print_run(latest)
     if result["runs"]:
         load_plot(result, out.with_suffix(".png"))
+
+
+def _holds_runs(file: Path) -> bool:
+    """Whether figures would be lost with this file; one that is not understood may hold some."""
+    if not file.exists():
+        return False
+    try:
+        return bool(json.loads(file.read_text())["runs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def _run_arms(settings: dict[str, Any], result: dict[str, Any]) -> None:

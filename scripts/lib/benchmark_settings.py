@@ -15,16 +15,24 @@ INSTALL = {
 OTHERS = {"*.onnx": "onnxruntime", "*.pt2": "inductor"}
 """Files that are no checkpoint, and the engine that runs them."""
 
+OF_SERVERS = ("url", "generator", "generator_python")
+"""Settings that say something of `engine=server` alone."""
+
 
 def checked(settings: dict[str, Any]) -> list[str]:
-    """Every problem, one a line; ranges become pairs of numbers in place."""
+    """Every problem, one a line; in place, ranges become pairs and null a server's generator."""
     engine = settings["engine"]
     problems = [
+        *_no_model(settings),
         *check_model_path("model", settings["model"]),
         *check_model_path("baseline", settings["baseline"]),
         *check_model_path("lengths", settings["lengths"], remote=False),
         *check_writable("out", settings["out"]),
     ]
+    if Path(settings["out"]).suffix != ".json":
+        problems.append(
+            f"out={settings['out']}: must end in .json; the plot lies beside it as .png"
+        )
     if engine not in ENGINES:
         hint = did_you_mean(engine, ENGINES)
         problems.append(f"engine={engine} is unknown.{hint} There are: {', '.join(ENGINES)}")
@@ -35,7 +43,13 @@ def checked(settings: dict[str, Any]) -> list[str]:
         problems += _without_vllm(settings)
         problems += _no_checkpoints(settings)
     if engine == "server":
+        settings["generator"] = settings["generator"] or "vllm"
         problems += _server_problems(settings)
+    else:
+        problems += [
+            f"{key}={settings[key]} is of a server, and engine={engine} asks none: engine=server"
+            for key in OF_SERVERS if settings[key]
+        ]  # fmt: skip
     for key in ("requests", "rounds", "threads", "timeout"):
         if settings[key] < 1:
             problems.append(f"{key}={settings[key]}: must be at least 1")
@@ -51,6 +65,12 @@ def checked(settings: dict[str, Any]) -> list[str]:
     if not settings["concurrency"] and not settings["rates"]:
         problems.append("nothing to run: give concurrency=[1] or rates=[1]")
     return problems
+
+
+def _no_model(settings: dict[str, Any]) -> list[str]:
+    if settings["model"] or settings["url"]:
+        return []
+    return ["model must be given: model=PATH; or a server that runs: engine=server url=http://..."]
 
 
 def _without_vllm(settings: dict[str, Any]) -> list[str]:

@@ -50,9 +50,48 @@ def test_a_damaged_model_is_told_and_the_file_says_failed(folder, tmp_path, caps
     assert json.loads(out.read_text())["status"] == "failed"
 
 
+RUNS = '{"status": "finished", "runs": [{"loop": "closed"}]}'
+
+
+@pytest.mark.parametrize("before", [RUNS, "no figures that we know"])
+def test_a_start_that_measures_nothing_leaves_earlier_figures_alone(before, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    out = tmp_path / "b.json"
+    out.write_text(before)
+    assert benchmark.main([f"model={tmp_path / 'model'}", *QUICK, f"out={out}"]) == 2
+    assert f"{out} keeps the runs of before" in capsys.readouterr().err
+    assert out.read_text() == before
+    said = json.loads((tmp_path / "b.failed.json").read_text())
+    assert (said["status"], said["runs"]) == ("failed", []) and said["error"]
+
+
+def test_a_start_that_measures_nothing_replaces_one_that_measured_nothing(tmp_path):
+    (tmp_path / "model").mkdir()
+    out = tmp_path / "b.json"
+    out.write_text('{"status": "running", "runs": []}')
+    assert benchmark.main([f"model={tmp_path / 'model'}", *QUICK, f"out={out}"]) == 2
+    assert json.loads(out.read_text())["status"] == "failed"
+    assert not (tmp_path / "b.failed.json").exists()
+
+
+def test_a_benchmark_of_nothing_is_refused(capsys):
+    for words in (["requests=4"], ["url="], ["engine=server"]):
+        assert benchmark.main(words) == 2
+        assert "model must be given: model=PATH" in capsys.readouterr().err
+
+
+def test_words_of_a_server_without_one_are_refused(capsys):
+    assert benchmark.main(["url=http://127.0.0.1:9", "generator=vllm"]) == 2
+    said = capsys.readouterr().err
+    for word in ("url=http://127.0.0.1:9", "generator=vllm"):
+        assert f"{word} is of a server, and engine=transformers asks none: engine=server" in said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["out=figures.png"], "out=figures.png: must end in .json"),
+        (["rates=[1,4"], "rates=[1,4: a list, such as [a,b], is expected; a bracket"),
         (["engine=vlm"], "Did you mean 'vllm'"),
         (["engine=vllm", "python=/no/python"], "there is no /no/python: make test-serving"),
         (["engine=vllm", "python=README.md"], "README.md is no program: make test-serving"),
