@@ -97,15 +97,19 @@ def generate_load(target: Target, load: dict[str, Any], settings: dict[str, Any]
 
 
 def _ratios(run: dict[str, Any], sent: dict[str, list[Record]]) -> dict[str, Any]:
-    """Model over baseline, with intervals over the same requests where all were answered."""
+    """Model over baseline, with intervals over the same requests; none where some had no answer.
+
+    The answered ones are other requests in each arm, and under less load: they do not compare.
+    """
     ours, theirs = run["model"], run["baseline"]
+    if ours["failed"] or theirs["failed"]:
+        return {}
     kinds = {"latency": "latency_ms", "first_token": "first_token_ms", "per_token": "per_token_ms"}
     found: dict[str, Any] = {
         name: {"value": ours[key]["mean"] / theirs[key]["mean"]}
         for name, key in kinds.items() if theirs[key].get("mean")
     }  # fmt: skip
-    if not ours["failed"] and not theirs["failed"]:
-        found |= ratios(sent["model"], sent["baseline"])
+    found |= ratios(sent["model"], sent["baseline"])
     found.pop("throughput", None)  # requests overlap: it is no mean over them
     if run["loop"] == "closed":
         value = ours["tokens_per_second"] / theirs["tokens_per_second"]

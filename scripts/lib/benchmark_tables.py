@@ -10,22 +10,37 @@ ARMS = ("model", "baseline")
 
 
 def print_run(run: dict[str, Any]) -> None:
-    """One run: each arm's latencies and throughput, then the ratios."""
-    console = _console()
+    """One run: each arm's latencies and throughput, what failed, then the ratios."""
+    console, arms = _console(), {name: run[name] for name in ARMS if name in run}
+    failed = {name: said for name, figures in arms.items() if (said := _failed(figures))}
     load = f"concurrency {run['concurrency']}" if "concurrency" in run else f"{run['rate']} a s"
-    heads = ["first token", "per token", "mean", "P50", "P95", "P99", "tokens/s", "requests/s"]
+    heads = ["first token", "per token", "mean", "P50", "P95", "P99", "tokens/s", "requests/s",
+             *(["failed"] if failed else [])]  # fmt: skip
     table = _table(
         console, f"{run['loop']} loop, {load} (milliseconds)", ("arm", "left"),
         *((head, "right") for head in heads),
     )  # fmt: skip
-    for name in ARMS:
-        if name in run:
-            table.add_row(name, *_cells(run[name]))
+    for name, figures in arms.items():
+        table.add_row(name, *_cells(figures), *([failed.get(name, "0")] if failed else []))
     console.print(table)
+    if failed and len(arms) > 1:
+        counts = ", ".join(f"{said} of {name}" for name, said in failed.items())
+        console.print(_say(console, f"no ratios: requests failed ({counts}), and the answered ones "
+                                    "alone do not compare"))  # fmt: skip
     for name, ratio in run.get("ratios", {}).items():
         ends = f" [{ratio['low']:.3f}, {ratio['high']:.3f}]" if "low" in ratio else ""
         said = f"{ratio['value']:.3f}{ends}"
         console.print(_say(console, f"{name}, model / baseline: {said}"))
+
+
+def _failed(figures: dict[str, Any]) -> str:
+    """Requests without an answer, of all that were sent; empty where all have one.
+
+    >>> _failed({"requests": 2, "failed": 14}), _failed({"requests": 2})
+    ('14 of 16', '')
+    """
+    failed = figures.get("failed", 0)
+    return f"{failed} of {failed + figures['requests']}" if failed else ""
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from compress.scripts import benchmark
 from compress.scripts.lib import benchmark_server, load_generators
 from compress.scripts.lib.benchmark_server import _ratios, served_model
 from compress.scripts.lib.benchmark_settings import checked
+from compress.scripts.lib.benchmark_tables import print_run
 from compress.scripts.lib.load_generators import (
     PROMPTS_FILE,
     ServerFailed,
@@ -399,10 +400,30 @@ def test_ratios_have_intervals_where_all_requests_were_answered():
     found = _ratios(run, {"model": records, "baseline": records})
     assert found["latency"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert found["throughput"] == {"value": 2.0}
-    run["model"]["failed"] = 1
-    found = _ratios(run, {"model": records[:1], "baseline": records})
-    assert found["latency"] == {"value": 0.5}
-    assert "throughput" not in _ratios({**run, "loop": "open"}, {})
+    assert "throughput" not in _ratios({**run, "loop": "open"}, {"model": [], "baseline": []})
+
+
+@pytest.mark.parametrize("arm", ["model", "baseline"])
+def test_arms_whose_requests_failed_have_no_ratios_and_the_table_says_so(arm, capsys):
+    _, records = vllm_figures(vllm_result(), "http://h")
+    run = {"loop": "closed", "concurrency": 1, "model": figures(2.0), "baseline": figures(4.0)}
+    run[arm]["failed"] = 14
+    run["ratios"] = _ratios(run, {"model": records, "baseline": records})
+    assert run["ratios"] == {}
+    print_run(run)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"no ratios: requests failed (14 of 16 of {arm})" in said
+    assert "14 of 16" in said.partition("no ratios")[0]
+    assert "model / baseline" not in said
+
+
+def test_a_table_without_failures_does_not_speak_of_them(capsys):
+    print_run({"loop": "closed", "concurrency": 1, "model": figures(2.0)})
+    assert "failed" not in capsys.readouterr().out
+
+
+def test_a_server_without_a_named_generator_is_asked_by_vllms(folder):
+    assert settings("engine=server", "url=http://h", f"model={folder}")["generator"] == "vllm"
 
 
 def test_the_models_figures_stay_when_the_baselines_server_does_not_start(
