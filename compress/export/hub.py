@@ -28,7 +28,7 @@ def push_to_hub(
     """Upload an exported folder, its model card included; answers the address of the commit.
 
     Weights and card go up in one commit, and with it go the weight files of an earlier export that
-    this one lacks: a loader would read them in place of the new ones. A folder that takes minutes to
+    this one lacks: a loader would read them in place of the new ones. A folder that takes long to
     send, the hub's client may split: then the old weights go first. Folders that are in the
     repository are left alone.
 
