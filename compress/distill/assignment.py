@@ -28,7 +28,12 @@ class ValueTable:
         self.counts_PQ = torch.zeros(len(self.paths), bins, dtype=torch.float64)
 
     def update(self, sums_PQ: Tensor, counts_PQ: Tensor) -> None:
-        """Take in the rows that one step audited (already summed over ranks)."""
+        """Take in the rows that one step audited (already summed over ranks).
+
+        A cell whose sum is no number counts as not audited.
+        """
+        sound_PQ = torch.isfinite(sums_PQ)
+        sums_PQ, counts_PQ = sums_PQ.where(sound_PQ, 0.0), counts_PQ.where(sound_PQ, 0.0)
         keep = torch.where(counts_PQ > 0, self.decay**counts_PQ, 1.0)
         self.sums_PQ = self.sums_PQ * keep + sums_PQ
         self.counts_PQ = self.counts_PQ * keep + counts_PQ

@@ -7,7 +7,8 @@ from torch import Tensor
 class DetachedRatio:
     """The factor that makes a loss as large as a reference, by running means of both.
 
-    Until both were seen once the factor makes the loss 1, whatever its unit.
+    Until both were seen once the factor makes the loss 1, whatever its unit. A step in which
+    either is no number leaves no trace.
 
     Args:
         decay: of the running means; 0.0 takes the last value, near 1.0 hardly follows.
@@ -24,9 +25,11 @@ class DetachedRatio:
         return self._means["reference"] / self._means["loss"].clamp(min=1e-12)
 
     def update(self, *, loss: Tensor, reference: Tensor) -> None:
-        """Take in the values of one step."""
-        for key, value in (("loss", loss), ("reference", reference)):
-            value = value.detach().float()
+        """Take in the values of one step, where both are numbers."""
+        seen = {"loss": loss.detach().float(), "reference": reference.detach().float()}
+        if not all(bool(torch.isfinite(value)) for value in seen.values()):
+            return  # a running mean never forgets a NaN
+        for key, value in seen.items():
             mean = self._means.get(key, value)
             self._means[key] = torch.lerp(value, mean.to(value.device), self.decay)
 

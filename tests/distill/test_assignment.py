@@ -82,3 +82,15 @@ def test_a_table_of_other_settings_is_refused():
     state = table([[1.0, 2.0]] * 2, [[1.0, 1.0]] * 2).state_dict()
     with pytest.raises(BadInput, match=r"\(2, 2\).*this run's is \(1, 4\)"):
         ValueTable(paths=["full"], bins=4).load_state_dict(state)
+
+
+@pytest.mark.parametrize("bad", [NAN, float("inf")])
+def test_an_audit_that_is_no_number_leaves_no_trace(bad):
+    seen, plain = (ValueTable(paths=["full", "exit4"], bins=1) for _ in range(2))
+    for table in (seen, plain):
+        table.update(torch.tensor([[0.5], [0.25]]), torch.ones(2, 1))
+    seen.update(torch.tensor([[bad], [0.25]]), torch.ones(2, 1))
+    plain.update(torch.tensor([[0.0], [0.25]]), torch.tensor([[0.0], [1.0]]))
+    assert torch.equal(seen.sums_PQ, plain.sums_PQ)
+    assert torch.equal(seen.counts_PQ, plain.counts_PQ)
+    assert seen.open_paths() == ["full", "exit4"]

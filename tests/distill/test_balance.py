@@ -26,3 +26,15 @@ def test_means_follow_slowly_and_are_taken_up_again():
     again = DetachedRatio(decay=0.9)
     again.load_state_dict(ratio.state_dict())
     assert again.factor(torch.tensor(7.0)).item() == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["loss", "reference"])
+def test_a_step_that_is_no_number_leaves_no_trace(bad, where):
+    ratio = DetachedRatio()
+    sound = {"loss": torch.tensor(2.0), "reference": torch.tensor(4.0)}
+    ratio.update(**{**sound, where: torch.tensor(bad)})
+    assert ratio.state_dict() == {}
+    ratio.update(**sound)
+    ratio.update(**{**sound, where: torch.tensor(bad)})
+    assert ratio.factor(torch.tensor(7.0)).item() == 2.0
