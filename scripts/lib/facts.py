@@ -1,14 +1,17 @@
 """Facts about a run: environment, bytes, layers, and the command that repeats it."""
 
+import json
 import platform
 import shlex
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from compress.models import config_of
 from compress.transforms import INPUT_QUANTIZER, transformed_layers, transforms_of
 
 
@@ -39,8 +42,6 @@ def machine() -> str:
 
 def git_commit() -> str | None:
     """The checkout's commit, if this is a checkout."""
-    from pathlib import Path
-
     try:
         answer = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],
@@ -65,9 +66,36 @@ def provenance(report: Mapping[str, Any], *, seed: int, data: str) -> str:
 
 
 def model_bytes(model: torch.nn.Module) -> int:
-    """Bytes of the weights as float32 files would hold them; tied tensors count once."""
-    tensors = {p.data_ptr(): p for p in model.parameters()}
-    return sum(p.numel() * 4 for p in tensors.values())
+    """Bytes of the weights as float32 files would hold them; tied weights count once."""
+    # `parameters` tells them apart by the object: on `meta` every tensor lies at address 0
+    return sum(p.numel() * 4 for p in model.parameters())
+
+
+def teacher_bytes(model: torch.nn.Module, *, checkpoint: Path | None) -> int:
+    """Bytes of the teacher's weights as its checkpoint holds them.
+
+    Args:
+        model: the teacher, or its modules without weights.
+        checkpoint: the folder that was given or downloaded; None for a teacher that was trained
+            here. Without weight files there, the weights count in the dtype that the model's
+            configuration names.
+    """
+    files = weight_files(checkpoint) if checkpoint is not None else []
+    if files:
+        return sum(file.stat().st_size for file in files)
+    named = getattr(config_of(model), "dtype", None)  # not a weight's: it may be cast by now
+    return sum(p.numel() * (named or p.dtype).itemsize for p in model.parameters())
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a checkpoint is loaded from, each once; other variants are not."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        names = json.loads(index.read_text())["weight_map"].values()
+        return [folder / name for name in sorted(set(names))]
+    return sorted(folder.glob("*.safetensors"))
 
 
 @torch.no_grad()

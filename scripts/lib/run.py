@@ -23,7 +23,14 @@ from compress.models import config_of
 from compress.quantize.fusion import quantizers
 from compress.scripts.lib import build, hosts, launch, loggers, tasks, trainer
 from compress.scripts.lib.checkpoints import StoppedBySignal
-from compress.scripts.lib.facts import environment, layer_facts, model_bytes, provenance, reproduce
+from compress.scripts.lib.facts import (
+    environment,
+    layer_facts,
+    model_bytes,
+    provenance,
+    reproduce,
+    teacher_bytes,
+)
 from compress.scripts.lib.html_report import write_html
 from compress.scripts.lib.progress import announced, quiet_libraries
 from compress.scripts.lib.rehearsal import rehearse
@@ -176,7 +183,9 @@ class Run:
         """Losses and bytes of the teacher and of the dense student."""
         self.report["size"] = {"dense_bytes": model_bytes(student)}
         if self.teacher_modules is not None:
-            self.report["size"]["teacher_bytes"] = model_bytes(self.teacher_modules)
+            given = self.folder if self.config.teacher.kind == "hf" else None
+            held = teacher_bytes(self.teacher_modules, checkpoint=given)
+            self.report["size"]["teacher_bytes"] = held
         if self.teacher_model is not None:
             self.quality["teacher"] = self.loss_of(self.teacher_model)
         if self.config.task == "embedding" and self.teacher_model is not None:

@@ -1,9 +1,11 @@
 """`recipe=cache_teacher` and `teacher.host=cached`, end to end on a small embedded teacher."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from compress.scripts.lib.launch import rank_here
 from tests.scripts.small_run import small_run
@@ -39,6 +41,14 @@ def test_a_run_learns_from_the_cache_and_reports_the_teachers_loss(written):
     assert "train/logits" in lines
     (export,) = report["exports"]
     assert export["verified"]
+
+
+def test_a_teacher_that_is_only_cached_has_the_bytes_of_its_weights(written):
+    runs, _ = written
+    size = json.loads((runs / "cached" / "report.json").read_text())["size"]
+    (file,) = Path(os.environ["COMPRESS_CACHE"]).glob("teachers/*/model.safetensors")
+    assert size["teacher_bytes"] == sum(4 * t.numel() for t in load_file(file).values())
+    assert size["ratio"] == size["teacher_bytes"] / size["compressed_bytes"]
 
 
 def test_a_finished_cache_is_found_finished(written, capsys):
