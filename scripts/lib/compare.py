@@ -6,17 +6,18 @@ from typing import Any
 
 import lightning as L
 
+from compress.callbacks.base import CompressionCallback
 from compress.scripts.lib import build, trainer
 
 
 def compare_arms(run: Any) -> dict[str, float]:
     """Losses (nats a token) of the dense, post-training-quantised and label-only students."""
-    dense = _train(run, lambda callback: callback.uses_teacher, label="dense")
+    dense = _train(run, lambda callback: not compresses(callback), label="dense")
     losses = {"dense": run.loss_of(dense)}
     run.dense_texts = run.texts_of(dense)  # before it is quantised in place
     losses["ptq"] = _quantised_without_training(run, dense)
     losses["no_teacher"] = run.loss_of(
-        _train(run, lambda callback: not callback.uses_teacher, label="no_teacher")
+        _train(run, lambda callback: not learns_from_teacher(callback), label="no_teacher")
     )
     return losses
 
@@ -34,6 +35,16 @@ def summarise(arms: dict[str, float], *, compressed: float) -> dict[str, float |
         "kept": math.exp(arms["dense"] - compressed),
         "recovered": None if recovered is None else round(recovered, 6),
     }
+
+
+def learns_from_teacher(callback: L.Callback) -> bool:
+    """Whether it asks a teacher for something; a plain Lightning callback never does."""
+    return bool(getattr(callback, "uses_teacher", False))
+
+
+def compresses(callback: L.Callback) -> bool:
+    """Whether it changes the student; plain Lightning callbacks are part of every training."""
+    return isinstance(callback, CompressionCallback) and not callback.uses_teacher
 
 
 def _train(run: Any, wanted: Any, *, label: str) -> Any:
@@ -55,7 +66,7 @@ def _train(run: Any, wanted: Any, *, label: str) -> Any:
 
 def _quantised_without_training(run: Any, dense: Any) -> float:
     for callback in build.build_callbacks(run.config):
-        if not callback.uses_teacher:
+        if compresses(callback):
             if callback.needs_data:
                 callback.decide(dense, run.data.train)
             callback.attach(dense)

@@ -2,11 +2,14 @@
 
 import math
 
+import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compress.callbacks import LogitsDistillation, QuantizationAwareTraining
+from compress.scripts.lib.compare import compresses, learns_from_teacher
 from compress.scripts.train import main
 from tests.scripts.small_run import small_run
 
@@ -15,11 +18,12 @@ FAULT = ("allow_modules=[tests]", "+callbacks.fails._target_=tests.scripts.small
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One compared run and where it lies."""
+    """One compared run, with a plain Lightning callback that does nothing, and where it lies."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
         folder = tmp_path_factory.mktemp("runs") / "whole"
-        status, report = small_run(folder, "compare=true", "logger=csv")
+        plain = (*FAULT, "+callbacks.fails.after=1000")
+        status, report = small_run(folder, "compare=true", "logger=csv", *plain)
         assert status == 0
         yield folder, report
 
@@ -42,6 +46,12 @@ def test_the_report_has_every_loss_size_and_proof(finished):
     (export,) = report["exports"]
     assert export["verified"] and export["codes_equal"] and export["max_abs_logit_diff"] <= 1e-5
     assert report["status"] == "finished" and report["seconds"]["train"] > 0
+
+
+def test_a_plain_callback_is_part_of_each_training_of_a_comparison():
+    plain, logits, qat = L.Callback(), LogitsDistillation(), QuantizationAwareTraining()
+    assert [compresses(c) for c in (plain, logits, qat)] == [False, False, True]
+    assert [learns_from_teacher(c) for c in (plain, logits, qat)] == [False, True, False]
 
 
 def test_kept_follows_from_the_losses_beside_it(finished):
