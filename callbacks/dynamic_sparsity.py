@@ -16,6 +16,7 @@ from compress.schedule import Moment
 from compress.sparsify.dynamics import SparseLayers
 from compress.sparsify.settings import SparsitySettings
 from compress.targets import choose_layers
+from compress.transforms import Stage, trained_weight, transforms_of
 
 
 class DynamicSparsity(CompressionCallback):
@@ -72,8 +73,8 @@ class DynamicSparsity(CompressionCallback):
         super().setup(trainer, pl_module, stage)
 
     def attach(self, student: nn.Module) -> None:
-        """Puts a mask into the chain of every chosen layer."""
-        layers = choose_layers(student, include=self.include, exclude=self.exclude)
+        """Puts a mask into the chain of every chosen layer that learns."""
+        layers = learning(choose_layers(student, include=self.include, exclude=self.exclude))
         self.sparse = SparseLayers(layers, self.settings)
         self.history = [self.sparse.first_record] if self.sparse.first_record else []
 
@@ -147,6 +148,23 @@ class DynamicSparsity(CompressionCallback):
         """Goes on with the history."""
         super().load_state_dict(state_dict)
         self.history = list(state_dict["history"])
+
+
+def learning(layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those that are trained, by their weight or by an adapter; a frozen one keeps its weight.
+
+    Raises:
+        BadInput: none is left.
+    """
+    adapted = any(t.stage == Stage.ADAPT for m in layers.values() for t in transforms_of(m))
+    # adapters freeze everything else too, which says nothing of a layer
+    kept = {n: m for n, m in layers.items() if adapted or trained_weight(m).requires_grad}
+    if not kept:
+        raise BadInput(
+            f"all {len(layers)} layers to mask are frozen (requires_grad=False), the first is "
+            f"{next(iter(layers))}: let them learn, or choose others by include="
+        )
+    return kept
 
 
 def refuse_later_pruning(stop: Moment, callbacks: list[Any]) -> None:

@@ -60,7 +60,8 @@ class SparseLayers:
 
         Args:
             step: optimizer steps made.
-            gradients: dense gradients by layer, where `settings.reads_gradient_at(step)`.
+            gradients: dense gradients by layer, where `settings.reads_gradient_at(step)`; a layer
+                without one exchanges nothing this time.
             optimizers: whose moments of entries that stop or start learning are reset.
 
         Returns:
@@ -86,6 +87,8 @@ class SparseLayers:
         """Copies the dense gradients for the update after `step`, then masks them in place.
 
         To be called between backward and clipping: what cannot be used must not count in the norm.
+        A layer without a gradient, or whose gradient is no number (a step that will be passed
+        over), gives none: its update then exchanges nothing.
         """
         if not self.settings.reads_gradient_at(step):
             return {}
@@ -94,7 +97,8 @@ class SparseLayers:
             gradient = trained_weight(layer).grad
             if gradient is not None:
                 whole = gathered(gradient)
-                taken[name] = whole.abs()
+                if bool(torch.isfinite(whole).all()):
+                    taken[name] = whole.abs()
                 write(gradient, whole * self.masks[name].forward_mask)
         return taken
 
@@ -182,12 +186,15 @@ class SparseLayers:
 
     def _growth_scores(
         self, names: list[str], cells: Masks, step: int, gradients: Mapping[str, Tensor]
-    ) -> list[Tensor] | None:
+    ) -> list[Tensor | None] | None:
         if self.settings.share_at(step) == 0.0:
             return None
         if self.settings.growth == "gradient":
             return [
-                self.pattern.cells(Live(self.layers[name]).cut(gradients[name])) for name in names
+                self.pattern.cells(Live(self.layers[name]).cut(gradients[name]))
+                if name in gradients
+                else None
+                for name in names
             ]
         if self.settings.growth == "random":
             seed = self.settings.seed

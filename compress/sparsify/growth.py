@@ -26,7 +26,7 @@ def regrow(
     *,
     magnitudes: Sequence[Tensor],
     alive: Masks,
-    growth_scores: Sequence[Tensor] | None,
+    growth_scores: Sequence[Tensor | None] | None,
     density: float,
     share: float,
 ) -> Masks:
@@ -40,14 +40,42 @@ def regrow(
         pattern: what the masks keep to.
         magnitudes: cells of the weights.
         alive: the masks by cells, before.
-        growth_scores: non-negative, by cells; None prunes without growth.
+        growth_scores: non-negative, by cells; None (for all, or for one tensor) prunes without
+            growth.
         density: share of cells kept afterwards.
         share: 0.0 exchanges nothing, 1.0 exchanges all.
     """
     survivors = pattern.choose(magnitudes, density=_reachable(pattern, alive, density), among=alive)
-    if growth_scores is None:
+    scores = {i: s for i, s in enumerate(growth_scores or ()) if s is not None}
+    if not scores:
         return survivors
-    kept = pattern.kept_cells(magnitudes, density)
+    standing = sum(int(s.sum()) for i, s in enumerate(survivors) if i not in scores)
+    exchanged = _exchange(
+        pattern,
+        magnitudes=[magnitudes[i] for i in scores],
+        survivors=[survivors[i] for i in scores],
+        growth_scores=list(scores.values()),
+        kept=pattern.kept_cells(magnitudes, density) - standing,
+        density=density,
+        share=share,
+    )
+    for index, mask in zip(scores, exchanged, strict=True):
+        survivors[index] = mask
+    return survivors
+
+
+def _exchange(
+    pattern: Pattern,
+    *,
+    magnitudes: Sequence[Tensor],
+    survivors: Masks,
+    growth_scores: Sequence[Tensor],
+    kept: int,
+    density: float,
+    share: float,
+) -> Masks:
+    # where other tensors stand, these may be too small for all that is missing there
+    kept = min(kept, sum(m.numel() for m in magnitudes))
     strongest = min(sum(int(s.sum()) for s in survivors), kept - int(share * kept))
     survivors = keep_among(magnitudes, kept=strongest, among=survivors)
     if pattern.group > 1:  # survivors first, then the best of each group

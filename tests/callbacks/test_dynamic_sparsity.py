@@ -8,9 +8,12 @@ from compress.callbacks import DynamicSparsity
 from compress.data.loader import ResumableLoader
 from compress.errors import BadInput, UnsupportedScheme
 from compress.module import CompressionModule
+from compress.sparsify.dynamics import SparseLayers
+from compress.sparsify.settings import SparsitySettings
 from compress.sparsify.transform import MaskWeight
+from compress.targets import choose_layers
 from compress.transforms import trained_weight, transformed_layers
-from tests.tiny import TinyData, tiny_llama
+from tests.tiny import TinyData, tiny_batch, tiny_llama
 
 WAYS = {
     "static": {"growth": "none"},
@@ -101,6 +104,51 @@ def test_a_dense_backward_reaches_unused_weights_until_stop():
     fit("sr-ste", also=[watch])
     assert all(value > 0 for value in watch.unused_gradient[:5])
     assert watch.unused_gradient[5] == 0.0
+
+
+class DropGradients(L.Callback):
+    """Leaves optimizer step number `step` without gradients, as a guard that skips it does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_after_backward(self, trainer, pl_module):
+        if trainer.global_step + 1 == self.step:
+            for parameter in pl_module.parameters():
+                parameter.grad = None
+
+
+@pytest.mark.parametrize("budget", ["erk", "global"])
+def test_an_update_after_a_step_without_gradients_exchanges_nothing(budget):
+    _, sparsity, _ = fit("rigl", budget=budget, also=[DropGradients(2)])
+    churns = {record["step"]: record["churn"] for record in sparsity.history}
+    assert churns[2] == 0.0 and churns[4] > 0.0
+    assert sparsity.history[-1]["density"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_gradient_that_is_no_number_grows_nothing():
+    student = tiny_llama(layers=1)
+    sparse = SparseLayers(
+        choose_layers(student), SparsitySettings(density=0.5, growth="gradient", every=2, stop=9)
+    )
+    sparse.advance(1)  # opens the dense backward for step 2
+    student(**tiny_batch()).loss.backward()
+    bad, *sound = sparse.layers
+    trained_weight(sparse.layers[bad]).grad[0, 0] = torch.nan
+    record = sparse.advance(2, gradients=sparse.take_dense_gradients(2))
+    assert record["layers"][bad]["churn"] == 0.0
+    assert all(record["layers"][name]["churn"] > 0.0 for name in sound)
+
+
+def test_frozen_layers_are_left_out_and_nothing_but_frozen_ones_is_refused():
+    student = tiny_llama(layers=1)
+    student.model.layers[0].mlp.requires_grad_(False)
+    callback = DynamicSparsity(growth="gradient", every=2, stop=9)
+    callback.attach(student)
+    assert len(callback.sparse.layers) == 4
+    assert not any("mlp" in name for name in callback.sparse.layers)
+    with pytest.raises(BadInput, match="all 7 layers to mask are frozen"):
+        DynamicSparsity(every=2, stop=9).attach(tiny_llama(layers=1).requires_grad_(False))
 
 
 @pytest.mark.parametrize("way", ["set", "rigl"])
