@@ -71,7 +71,9 @@ def card_facts(
 ) -> CardFacts:
     """What the card says; quality is measured for bundles alone, as it takes a while."""
     config = restored.config
-    quality = {k: v for k, v in report.get("quality", {}).items() if isinstance(v, float)}
+    # the report's losses are those of the run's end, and say nothing of another checkpoint
+    known = report.get("quality", {}) if settings["checkpoint"] == "last" else {}
+    quality = {k: v for k, v in known.items() if isinstance(v, float)}
     unit = report.get("quality", {}).get("unit", "nats/token")
     told: dict[str, float | str | None] = {f"loss ({unit}), {k}": v for k, v in quality.items()}
     if settings["bundle"]:

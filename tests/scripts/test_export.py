@@ -83,6 +83,15 @@ def test_the_report_lists_every_export_once(trained):
     assert "export/tensorrt" in paths
 
 
+def test_the_card_of_a_named_checkpoint_claims_none_of_the_runs_losses(trained, tmp_path):
+    folder, _ = trained
+    named = shutil.copy(folder / "checkpoints" / "last.ckpt", tmp_path / "named.ckpt")
+    for words, told in (((), True), ((f"checkpoint={named}",), False)):
+        place = tmp_path / str(told)
+        assert main([f"run_dir={folder}", "target=transformers", f"path={place}", *words]) == 0
+        assert ("loss (nats/token)" in (place / "README.md").read_text()) is told
+
+
 def test_calibration_is_written_beside(trained, tmp_path):
     folder, _ = trained
     words = [f"run_dir={folder}", "target=tensorrt", "calibration=true", f"path={tmp_path / 'out'}"]
