@@ -99,6 +99,8 @@ class DynamicSparsity(CompressionCallback):
         """A resumed run goes on with the backward that the next step needs."""
         super().on_train_start(trainer, pl_module)
         refuse_later_pruning(self.settings.stop, trainer.callbacks)
+        if self.sparse is not None and self.settings.growth == "gradient":
+            refuse_adapters(self.sparse.layers)
         self._optimizers = trainer.optimizers
         if self.sparse is not None:
             self.sparse.prepare(trainer.global_step)
@@ -165,6 +167,23 @@ def learning(layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
             f"{next(iter(layers))}: let them learn, or choose others by include="
         )
     return kept
+
+
+def refuse_adapters(layers: dict[str, nn.Module]) -> None:
+    """Refuse growth by the gradient of weights that an adapter froze.
+
+    Raises:
+        BadInput: with the two ways out.
+    """
+    adapted = [
+        n for n, m in layers.items() if any(t.stage == Stage.ADAPT for t in transforms_of(m))
+    ]
+    if adapted:
+        raise BadInput(
+            f"growth=gradient reads the gradients of weights, but adapters train in place of "
+            f"{len(adapted)} of the {len(layers)} masked ones, the first is {adapted[0]}: use "
+            "growth=magnitude, or the quantiser's adapter_rank=0"
+        )
 
 
 def refuse_later_pruning(stop: Moment, callbacks: list[Any]) -> None:

@@ -15,7 +15,13 @@ from compress.sparsify.metrics import churn, layer_record, overall_record
 from compress.sparsify.moments import reset_moments, state_of
 from compress.sparsify.settings import SparsitySettings
 from compress.sparsify.transform import MaskWeight
-from compress.transforms import apply_mask, attach_transform, trained_weight
+from compress.transforms import (
+    Stage,
+    apply_mask,
+    attach_transform,
+    trained_weight,
+    weight_before,
+)
 
 Optimizers = Iterable[torch.optim.Optimizer]
 
@@ -182,7 +188,9 @@ class SparseLayers:
         }
 
     def _live_weight(self, name: str) -> Tensor:
-        return Live(self.layers[name]).cut(gathered(trained_weight(self.layers[name])))
+        # with adapters: the sum is what is masked, the weight beneath it stands still
+        dense = weight_before(self.layers[name], Stage.MASK)
+        return Live(self.layers[name]).cut(gathered(dense))
 
     def _growth_scores(
         self, names: list[str], cells: Masks, step: int, gradients: Mapping[str, Tensor]

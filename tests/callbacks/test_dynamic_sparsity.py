@@ -4,11 +4,13 @@ import lightning as L
 import pytest
 import torch
 
-from compress.callbacks import DynamicSparsity
+from compress.callbacks import DynamicSparsity, QuantizationAwareTraining
 from compress.data.loader import ResumableLoader
 from compress.errors import BadInput, UnsupportedScheme
 from compress.module import CompressionModule
+from compress.quantize.adapters import LowRankAdapter
 from compress.sparsify.dynamics import SparseLayers
+from compress.sparsify.masks import topk_mask
 from compress.sparsify.settings import SparsitySettings
 from compress.sparsify.transform import MaskWeight
 from compress.targets import choose_layers
@@ -104,6 +106,39 @@ def test_a_dense_backward_reaches_unused_weights_until_stop():
     fit("sr-ste", also=[watch])
     assert all(value > 0 for value in watch.unused_gradient[:5])
     assert watch.unused_gradient[5] == 0.0
+
+
+def with_adapters(**changes):
+    settings = {"density": 0.5, "every": 2, "stop": 5, **changes}
+    sparsity, student = DynamicSparsity(**settings), tiny_llama(layers=1)
+    sparsity.attach(student)
+    adapted = QuantizationAwareTraining(scheme="W8A16", group_size=32, adapter_rank=4)
+    adapted.attach(student)
+    return student, sparsity
+
+
+def test_beside_adapters_masks_follow_the_sum_of_weight_and_adapter():
+    student, sparsity = with_adapters(schedule="constant")
+    with torch.no_grad():
+        for adapter in (m for m in student.modules() if isinstance(m, LowRankAdapter)):
+            adapter.up_OR.normal_()
+    for step in (2, 5):
+        sparsity.advance(student, step)
+        for layer in sparsity.sparse.layers.values():
+            mask = layer.parametrizations.weight[1].forward_mask
+            dense = trained_weight(layer) + layer.parametrizations.weight[0](0 * mask.float())
+            if step == 2:  # at the stop weights were zeroed since
+                assert mask.equal(topk_mask(dense.detach(), density=0.5))
+            assert (layer.weight[~mask] == 0).all()
+    assert sparsity.history[1]["churn"] > 0.1
+
+
+def test_growth_by_gradient_beside_adapters_is_refused_before_training():
+    qat = QuantizationAwareTraining(
+        scheme="W8A16", group_size=32, adapter_rank=4, calibration_samples=4
+    )
+    with pytest.raises(BadInput, match=r"7 of the 7 masked ones(.|\n)*adapter_rank=0"):
+        fit("rigl", also=[qat])
 
 
 class DropGradients(L.Callback):
