@@ -9,7 +9,12 @@ from compress.callbacks.base import CompressionCallback
 from compress.callbacks.run_length import run_length
 from compress.history import kept
 from compress.prune.build import calibration_batches
-from compress.prune.channel_masks import ChannelMask, apply_plan, attach_channel_masks
+from compress.prune.channel_masks import (
+    ChannelMask,
+    apply_plan,
+    attach_channel_masks,
+    rank_masked_last,
+)
 from compress.prune.importance import check_criterion, measure
 from compress.prune.plan import PrunePlan, PruneSizes, make_plan, widths_of
 from compress.prune.schedule import PruneSchedule
@@ -102,6 +107,7 @@ class StructuredPruning(CompressionCallback):
         count = len(self.structure.layers)
         sizes = self.schedule.sizes_at(self.sizes, step=step, layers=count)
         scores = measure(student, self.structure, self._batches, criterion=self.importance)
+        rank_masked_last(scores, self.structure, self.masks)
         self.plan = self._agree(make_plan(self.structure, scores, sizes))
         apply_plan(student, self.structure, self.plan, self.masks)
         self.history = kept(self.history, {"step": step, **widths_of(self.plan)})

@@ -1,12 +1,13 @@
 """Structured masks in the weights' chain: a masked model computes what the shrunk one will."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModel
 from compress.prune.cuts import Cut, cuts_of
+from compress.prune.importance import Importance
 from compress.prune.plan import Indices, PrunePlan, PruneSizes
 from compress.prune.structure import Structure
 from compress.transforms import (
@@ -83,6 +84,29 @@ def apply_plan(
     for name, mask in masks.items():
         cut = cuts.get(name, Cut())
         mask.keep(rows=() if name in silent else cut.rows, columns=cut.columns)
+
+
+def rank_masked_last(
+    scores: Importance, structure: Structure, masks: Mapping[str, ChannelMask]
+) -> None:
+    """What is masked scores 0, all else more: each plan then lies within the one before.
+
+    A masked head has no query, but averages its values all the same: judged by its output, it
+    would come back in exchange for one that has learned.
+    """
+    for index, layer in enumerate(structure.layers):
+        ffn, out = masks.get(layer.ffn_out), masks.get(layer.attention_out or "")
+        if ffn is not None:
+            _limit(scores.ffn[index], ffn.columns)
+            _limit(scores.layers[index : index + 1], ffn.rows)
+        if out is not None:
+            _limit(scores.heads[index], out.columns)
+
+
+def _limit(scores: Tensor, mask: Tensor) -> None:
+    live = mask.view(len(scores), -1).any(1).to(scores.device)
+    least = torch.finfo(scores.dtype).tiny
+    scores.copy_(scores.clamp_min(least) * live)
 
 
 def _masked_names(model: nn.Module, structure: Structure, sizes: PruneSizes) -> list[str]:

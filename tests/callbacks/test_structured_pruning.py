@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import lightning as L
 import pytest
@@ -19,6 +20,7 @@ from compress.errors import BadInput, UnsupportedScheme
 from compress.export.gate import gate
 from compress.module import CompressionModule
 from compress.teachers.local import LocalTeacher
+from compress.transforms import trained_weight
 from tests.callbacks.test_dynamic_sparsity import StopAt
 from tests.tiny import TinyData, tiny_batch, tiny_llama
 
@@ -72,6 +74,35 @@ def test_widths_shrink_step_by_step_and_end_where_asked():
     assert (small.config.intermediate_size, small.config.num_attention_heads) == (32, 2)
     assert small.config.num_hidden_layers == len(small.model.layers) == 2
     assert callback.report()["pruning"]["layers"] == 2
+
+
+@pytest.mark.parametrize("importance", ["activation", "l1", "taylor"])
+def test_each_plan_lies_within_the_one_before(importance):
+    """A masked head still averages its values: large ones must not bring it back."""
+    student = tiny_llama(layers=3, mlp_bias=True, hidden=64, num_attention_heads=8)
+    callback = StructuredPruning(
+        **{**SIZES, "layers": None, "kv_density": 0.5}, importance=importance, stop=4, every=1,
+        samples=8,
+    )  # fmt: skip
+    callback.attach(student)
+    callback.initialise(student, TinyData(rows=16))
+    plans = []
+    for step in range(5):
+        callback.advance(student, step)
+        plans.append(callback.plan)
+        with torch.no_grad():
+            for layer, heads, ffn in zip(
+                student.model.layers, callback.plan.heads, callback.plan.ffn, strict=True
+            ):
+                dead = [head for head in range(8) if head not in heads]
+                values = trained_weight(layer.self_attn.v_proj).view(2, -1, 64)
+                values[[head // 4 for head in dead]] *= 3.0
+                layer.mlp.up_proj.bias[[c for c in range(128) if c not in ffn]] += 9.0
+                layer.mlp.gate_proj.bias[[c for c in range(128) if c not in ffn]] += 9.0
+    for before, after in pairwise(plans):
+        for part in ("ffn", "heads", "kv_heads"):
+            for was, now in zip(getattr(before, part), getattr(after, part), strict=True):
+                assert set(now) <= set(was), part
 
 
 def test_training_goes_on_in_the_masked_model_and_the_shrunk_one_is_it():
