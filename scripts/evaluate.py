@@ -9,10 +9,11 @@ How good a model is, and how close to a baseline, on held-out data.
   python scripts/evaluate.py model=PATH [baseline=PATH] [data=text data.path=FILES] [key=value ...]
 
 A path is a run folder (its fake-quantised model), a checkpoint folder (dense or compressed), an
-ONNX or .pt2 file or its folder, or a name on the hub. Without `data`, a run folder brings its own;
-else it is the embedded default.
+ONNX or .pt2 file or its folder, or a name on the hub. Without `data`, a run folder brings its own,
+and data.KEY=VALUE changes a setting of that; else it is the embedded default.
 
 Often used:
+  checkpoint=PATH  baseline_checkpoint=PATH   of a run folder, other than the last
   part=validation|test    batch_size=8  max_batches=32 (null: all)
   data=classification     accuracy and F1, for sequence classifiers
   data=sentences          for encoders: cosine to the baseline's embeddings, agreement of rankings
@@ -32,14 +33,21 @@ def main(words: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> None:
     from compress.scripts.lib.config import compose
+    from compress.scripts.lib.evaluate_data import changes_of, names_data
     from compress.scripts.lib.settings import at_home
 
-    pairs = [word.partition("=") for word in words]
-    config = compose([f"{k}{equals}{at_home(v)}" for k, equals, v in pairs], primary="evaluate")
+    words = [f"{k}{equals}{at_home(v)}" for k, equals, v in (w.partition("=") for w in words)]
+    own_data = not names_data(words)
+    # of a run's own data, maybe: that has other settings than the default data
+    changes = changes_of(words) if own_data else []
+    config = compose([w for w in words if w not in changes], primary="evaluate")
     _check(config)
     from compress.scripts.lib.evaluate_run import run  # heavy: only once the settings are sound
+    from compress.scripts.lib.restore import is_run_folder
 
-    run(config, own_data=not any(w.partition("=")[0].split(".")[0] == "data" for w in words))
+    if changes and not any(p and is_run_folder(p) for p in (config.model, config.baseline)):
+        config, changes = compose(words, primary="evaluate"), []
+    run(config, own_data=own_data, changes=changes)
 
 
 def _check(config: Any) -> None:

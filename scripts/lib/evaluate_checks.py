@@ -1,11 +1,38 @@
 """Whether opened models can be measured together, on the rows that there are."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from compress.errors import BadInput
 from compress.evaluate.models import EngineModel, OpenModel
 from compress.models import config_of
+from compress.scripts.lib.restore import is_run_folder
+from compress.scripts.lib.resume import run_of
+
+CHECKPOINTS = {"model": "checkpoint", "baseline": "baseline_checkpoint"}
+"""The setting that names each one's checkpoint."""
+
+
+def check_checkpoints(config: Any) -> None:
+    """Refuse a checkpoint of what has none, or of another run.
+
+    Raises:
+        BadInput: one line for each.
+    """
+    problems = []
+    for who, key in CHECKPOINTS.items():
+        asked, path = config[key], config[who]
+        if asked in (None, "last"):
+            continue
+        if path is None or not is_run_folder(path):
+            given = f"{who}={path} is no run folder" if path else f"there is no {who}="
+            problems.append(f"{key}={asked}: {given}, and a run alone has checkpoints")
+        elif (owner := run_of(asked)) is not None and owner.resolve() != Path(path).resolve():
+            problems.append(f"{key}={asked} is of the run {owner}, and {who}={path} is another")
+    if problems:
+        listed = ", ".join(f"{key}= is of {who}=" for who, key in CHECKPOINTS.items())
+        raise BadInput("\n".join([*problems, listed]))
 
 
 def check_together(opened: Mapping[str, OpenModel], *, task: str | None = None) -> None:

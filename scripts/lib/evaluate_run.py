@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,29 @@ from compress.evaluate.intervals import bootstrap_interval
 from compress.evaluate.models import OpenModel, open_model
 from compress.evaluate.quality import Comparison, Quality, compare, token_loss
 from compress.scripts.lib import build
-from compress.scripts.lib.evaluate_checks import check_rows, check_together
+from compress.scripts.lib.evaluate_checks import (
+    CHECKPOINTS,
+    check_checkpoints,
+    check_rows,
+    check_together,
+)
+from compress.scripts.lib.evaluate_data import changed
 from compress.scripts.lib.facts import environment, model_bytes
 from compress.scripts.lib.progress import quiet_libraries
-from compress.scripts.lib.restore import is_run_folder, restore_student
+from compress.scripts.lib.restore import is_run_folder, restore_student, run_config
 from compress.scripts.lib.run_folder import write_json
 from compress.scripts.lib.tables import _console, _say, _table
 
 
-def run(config: DictConfig, *, own_data: bool) -> dict[str, Any]:
-    """Measure all that is asked; what is written holds every figure that was reached."""
-    opened, data = _open(config, own_data=own_data)
+def run(config: DictConfig, *, own_data: bool, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure all that is asked; what is written holds every figure that was reached.
+
+    Args:
+        config: as `recipes/evaluate.yaml` says it.
+        own_data: a run is measured on its own data.
+        changes: `data.KEY=VALUE` words, put over the settings of that.
+    """
+    opened, data = _open(config, own_data=own_data, changes=changes)
     result: dict[str, Any] = {
         "schema": 1, "environment": environment(), "data": data.source, "part": config.part,
         "models": {who: _facts(model) for who, model in opened.items()}, "measures": {},
@@ -62,13 +75,16 @@ def run(config: DictConfig, *, own_data: bool) -> dict[str, Any]:
     return result
 
 
-def _open(config: DictConfig, *, own_data: bool) -> tuple[dict[str, OpenModel], Any]:
+def _open(
+    config: DictConfig, *, own_data: bool, changes: Sequence[str]
+) -> tuple[dict[str, OpenModel], Any]:
     """The models, and the data: a run's own where none is named.
 
     Raises:
         BadInput: one cannot be read, or they cannot be measured on the same rows.
     """
     quiet_libraries()
+    check_checkpoints(config)
     paths = {"model": config.model, "baseline": config.baseline}
     opened: dict[str, OpenModel] = {}
     data = None
@@ -76,8 +92,12 @@ def _open(config: DictConfig, *, own_data: bool) -> tuple[dict[str, OpenModel], 
         if path is None:
             continue
         if is_run_folder(path):
-            opened[who], its = _open_run(config, path)
-            data = data or (its if own_data else None)
+            brings = own_data and data is None
+            # before the run is restored, which takes longer than to find a misspelt word
+            settings = _changed(path, changes) if brings and changes else None
+            opened[who], its = _open_run(config, path, checkpoint=config[CHECKPOINTS[who]])
+            if brings:
+                data = build.build_data(settings, its.tokenizer) if settings is not None else its
         else:
             opened[who] = open_model(
                 path, device=config.device, dtype=config.dtype, threads=config.threads,
@@ -96,13 +116,17 @@ def _open(config: DictConfig, *, own_data: bool) -> tuple[dict[str, OpenModel], 
     return opened, data
 
 
-def _open_run(config: DictConfig, path: str) -> tuple[OpenModel, Any]:
+def _changed(path: str, changes: Sequence[str]) -> Any:
+    return changed(run_config(Path(path) / "config.yaml"), changes)
+
+
+def _open_run(config: DictConfig, path: str, *, checkpoint: str | None) -> tuple[OpenModel, Any]:
     if config.dtype != "float32":
         raise BadInput(
             f"dtype={config.dtype}: {path} is a run, which is measured in float32, as its export "
             "is compared; name its export to measure that in another"
         )
-    restored = restore_student(path, checkpoint=config.checkpoint)
+    restored = restore_student(path, checkpoint=str(checkpoint or "last"))
     model = OpenModel(
         name=path, kind="fake_quantized", module=restored.student.to(config.device),
         tokenizer=restored.data.tokenizer, bytes=model_bytes(restored.student),

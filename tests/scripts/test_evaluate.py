@@ -46,6 +46,84 @@ def test_a_run_its_export_and_its_report_agree(run_folder, tmp_path):
     assert loss["value"] == pytest.approx(reported, rel=1e-5)
 
 
+def source_and_loss(tmp_path, *words):
+    out = tmp_path / "e.json"
+    assert evaluate.main([*words, f"out={out}", *SMALL]) == 0
+    found = json.loads(out.read_text())
+    return found["data"], found["measures"]["language"]["model"]
+
+
+def test_a_word_of_the_data_changes_a_runs_own_and_leaves_the_rest(run_folder, tmp_path):
+    own = source_and_loss(tmp_path, f"model={run_folder}")
+    assert source_and_loss(tmp_path, f"model={run_folder}", DATA[0]) == own  # as the run says it
+    data, loss = source_and_loss(tmp_path, f"model={run_folder}", "data.sequence_length=32")
+    assert data == own[0]
+    assert loss["tokens"] == 4 * 2 * 31  # sequences, batches, tokens with one before them
+
+
+def test_a_runs_own_data_takes_words_that_the_default_data_lacks(tmp_path):
+    from omegaconf import OmegaConf
+
+    from compress.scripts.lib.evaluate_data import changed
+
+    config = OmegaConf.create({"data": {"_target_": "compress.data.hub", "max_rows": 5}, "seed": 1})
+    found = changed(config, ["+data.max_rows=7"])
+    assert found == {"data": {"_target_": "compress.data.hub", "max_rows": 7}, "seed": 1}
+    assert config.data.max_rows == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("data.sequence_lenght=32", "Did you mean 'sequence_length'"),
+        ("data.sequence_length=[32", "data.sequence_length=[32"),
+        ("~data.max_bytes", "are changed, not taken out"),
+        ("data.sequence_length=long", "data.sequence_length='long': a whole number is expected"),
+        ("data.sequence_length=600 data.validation_share=0.2", "600: data.sequence_length=512"),
+    ],
+)
+def test_words_that_a_runs_own_data_does_not_take_are_refused(words, said, run_folder, capsys):
+    assert evaluate.main([f"model={run_folder}", *words.split(), *SMALL]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_each_run_is_restored_from_its_own_checkpoint(run_folder, tmp_path, monkeypatch, capsys):
+    from compress.errors import BadInput
+    from compress.scripts.lib import evaluate_run
+
+    asked, honest = [], evaluate_run.restore_student
+
+    def restore(path, *, checkpoint):
+        asked.append(checkpoint)
+        if len(asked) == 2:
+            raise BadInput("both are known")
+        return honest(path, checkpoint=checkpoint)
+
+    monkeypatch.setattr(evaluate_run, "restore_student", restore)
+    other = shutil.copy(run_folder / "checkpoints" / "last.ckpt", tmp_path / "other.ckpt")
+    words = [f"model={run_folder}", f"baseline={run_folder}"]
+    assert evaluate.main([*words, f"checkpoint={other}"]) == 2
+    assert asked == [str(other), "last"]
+    asked.clear()
+    assert evaluate.main([*words, f"baseline_checkpoint={other}"]) == 2
+    assert asked == ["last", str(other)]
+    assert "both are known" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_what_has_none_or_of_another_run_is_refused(run_folder, tmp_path, capsys):
+    last = run_folder / "checkpoints" / "last.ckpt"
+    export = f"{run_folder}/export/vllm"
+    words = [f"model={export}", f"checkpoint={last}", f"baseline_checkpoint={last}"]
+    assert evaluate.main(words) == 2
+    said = capsys.readouterr().err
+    assert f"checkpoint={last}: model={export} is no run folder" in said
+    assert f"baseline_checkpoint={last}: there is no baseline=" in said
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").touch()
+    assert evaluate.main([f"model={tmp_path}", f"checkpoint={last}"]) == 2
+    assert f"is of the run {run_folder}, and model={tmp_path} is another" in capsys.readouterr().err
+
+
 def test_questions_are_scored(run_folder, tmp_path):
     questions, out = tmp_path / "q.jsonl", tmp_path / "e.json"
     items = [{"prompt": "import ", "choices": ["os", "zzzzqqq"], "answer": 0}] * 3
