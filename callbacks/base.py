@@ -1,6 +1,7 @@
 """What every compression callback shares: attaching in `setup`, one `advance` a step, its state."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, ClassVar
 
 from lightning import Callback, LightningModule, Trainer
@@ -23,6 +24,10 @@ class CompressionCallback(Callback):
         self._attached_to: nn.Module | None = None
         self._seen_step = 0
         self._initialised = False
+        self.notes_changes = False
+        """Whether `changed_at` is kept; a guard that goes back turns it on for the others."""
+        self.changed_at = -1
+        """Optimizer steps made when `advance` last changed the student; -1: not in this run."""
 
     uses_teacher: ClassVar[bool] = False
     """Whether its losses ask for a teacher; a run without one is refused before it starts."""
@@ -84,7 +89,7 @@ class CompressionCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Initialises a fresh run; notes where a resumed one stands."""
-        self._seen_step = trainer.global_step
+        self._seen_step, self.changed_at = trainer.global_step, -1
         if not self._initialised:
             self.initialise(pl_module.student, trainer.train_dataloader.dataset)
             self._initialised = True
@@ -103,4 +108,13 @@ class CompressionCallback(Callback):
         """One `advance` for each optimizer step, whatever the accumulation."""
         if trainer.global_step != self._seen_step:
             self._seen_step = trainer.global_step
+            before = _versions(pl_module.student) if self.notes_changes else None
             self.advance(pl_module.student, trainer.global_step)
+            if self.notes_changes and _versions(pl_module.student) != before:
+                self.changed_at = trainer.global_step
+
+
+def _versions(student: nn.Module) -> list[tuple[int, int]]:
+    """Which tensors a model holds and how often each was written; nothing is read from a device."""
+    held = chain(student.parameters(), student.buffers())
+    return [(id(t), -1 if t.is_inference() else t._version) for t in held]

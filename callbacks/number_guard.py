@@ -26,10 +26,11 @@ class NumberGuard(CompressionCallback):
 
     Args:
         policy: `stop` ends the run; `skip` drops the step's gradient; `rollback` also puts weights
-            and optimizer back to the last snapshot.
+            and optimizer back to the last snapshot. One is taken wherever another callback's
+            schedule changed the student, so that going back never undoes such a change.
         spike_factor: a loss above this multiple of the median of the last 64 steps counts as a
             fault; 0.0 looks for no spikes.
-        snapshot_every: optimizer steps between snapshots, for `rollback`.
+        snapshot_every: optimizer steps between snapshots at most, for `rollback`.
         most_faults: faults in one run before any policy stops; 0 stops at the first.
         name: tells two of these apart.
 
@@ -66,23 +67,53 @@ class NumberGuard(CompressionCallback):
         self._due = False
         self._losses: list[float] = []
         self._snapshot: Snapshot | None = None
+        self._snapshot_step = -1
+        self._scheduled: list[CompressionCallback] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the first snapshot."""
+        """Has the other callbacks note where their schedules change the student."""
         super().on_train_start(trainer, pl_module)
-        self._losses = []
+        self._losses, self._snapshot, self._scheduled = [], None, []
         if self.policy == "rollback":
             if type(trainer.strategy).__name__ not in ("SingleDeviceStrategy", "DDPStrategy"):
                 raise BadInput("policy=rollback needs the whole student on each rank: use skip")
-            self._snapshot = Snapshot(pl_module.student, trainer.optimizers)
+            self._scheduled = [
+                c
+                for c in trainer.callbacks
+                if isinstance(c, CompressionCallback) and not isinstance(c, NumberGuard)
+            ]
+            for callback in self._scheduled:
+                callback.notes_changes = True
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Notes the batch, and whether an optimizer step follows it."""
+        """Notes the batch, and whether an optimizer step follows it; takes a snapshot when due."""
         self._batch = batch
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         self._due = whole or trainer.is_last_batch
+        if self.policy == "rollback" and self._snapshot_due(trainer.global_step):
+            self._take_snapshot(trainer, pl_module)
+
+    def _snapshot_due(self, step: int) -> bool:
+        if self._snapshot is None or self._schedule_moved():
+            return True
+        return step != self._snapshot_step and step % self.snapshot_every == 0
+
+    def _schedule_moved(self) -> bool:
+        """Whether a callback changed the student by schedule after the snapshot."""
+        return any(c.changed_at > self._snapshot_step for c in self._scheduled)
+
+    def _take_snapshot(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # before a batch, not after one: by now every callback, whatever their order, has made its
+        # start and its update, and plans and flags that no tensor holds agree with the weights
+        step = trainer.global_step
+        if weights := bad_weights(pl_module.student):
+            self.faults.append(f"step {step}: weights at fault: {_first(weights)}")
+            raise NumbersFailed(self._message(step, f"weights at fault: {_first(weights)}"))
+        self._snapshot = None  # freed first: two would be held at once
+        self._snapshot = Snapshot(pl_module.student, trainer.optimizers)
+        self._snapshot_step = step
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -162,17 +193,18 @@ class NumberGuard(CompressionCallback):
         )
 
     def advance(self, student: nn.Module, optimizer_step: int) -> None:
-        """Looks at the weights after each step; takes a snapshot where one is due."""
+        """Looks at the weights after each step."""
         weights = bad_weights(student)
-        if weights:
-            self.faults.append(f"step {optimizer_step}: weights at fault: {_first(weights)}")
-            if self._snapshot is None or len(self.faults) > self.most_faults:
-                raise NumbersFailed(
-                    self._message(optimizer_step, f"weights at fault: {_first(weights)}")
-                )
-            self._snapshot.restore(student, self._optimizers)
-        elif self.policy == "rollback" and optimizer_step % self.snapshot_every == 0:
-            self._snapshot = Snapshot(student, self._optimizers)
+        if not weights:
+            return
+        problem = f"weights at fault: {_first(weights)}"
+        self.faults.append(f"step {optimizer_step}: {problem}")
+        moved = self._snapshot is not None and self._schedule_moved()
+        if moved:  # to go back would undo half of it: the plan stays, the masks do not
+            problem += ", in the step in which a schedule changed the student: no way back over it"
+        if self._snapshot is None or moved or len(self.faults) > self.most_faults:
+            raise NumbersFailed(self._message(optimizer_step, problem))
+        self._snapshot.restore(student, self._optimizers)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any

@@ -54,9 +54,13 @@ def bad_gradients(module: nn.Module) -> list[str]:
 
 
 def bad_weights(module: nn.Module) -> list[str]:
-    """Parameters and buffers that hold NaN or an infinity, and scales at or below zero."""
+    """Parameters and buffers that hold NaN or an infinity, and scales at or below zero.
+
+    A scale that waits for its calibration (the dense phase before `start_step`) is none yet.
+    """
     named = [*module.named_parameters(), *module.named_buffers()]
-    scales = [(name, tensor) for name, tensor in named if name.endswith("base_scale")]
+    waiting = {f"{n}.base_scale" for n, m in module.named_modules() if not getattr(m, "ready", 1)}
+    scales = [(n, t) for n, t in named if n.endswith("base_scale") and n not in waiting]
     below = [f"{name} (at or below 0)" for name, s in scales if bool((s <= 0).any())]
     return not_finite(named) + below
 
@@ -126,8 +130,12 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Puts everything back; gradients are dropped."""
+        """Puts everything back but learning rates and the like; gradients are dropped."""
         model.load_state_dict(self.model)
         for optimizer, state in zip(optimizers, self.optimizers, strict=True):
+            now = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
             optimizer.load_state_dict(copy.deepcopy(state))
+            # their schedules go on from where they are; some only multiply what they find
+            for group, settings in zip(optimizer.param_groups, now, strict=True):
+                group.update(settings)
             optimizer.zero_grad(set_to_none=True)

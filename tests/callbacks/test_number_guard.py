@@ -4,11 +4,17 @@ import lightning as L
 import pytest
 import torch
 
-from compress.callbacks import NumberGuard, QuantizationAwareTraining
+from compress.callbacks import (
+    DynamicSparsity,
+    NumberGuard,
+    QuantizationAwareTraining,
+    StructuredPruning,
+)
 from compress.data.loader import ResumableLoader
 from compress.errors import BadInput
 from compress.guard import NumbersFailed, Snapshot, bad_weights, is_spike, not_finite
 from compress.module import CompressionModule
+from compress.quantize.fusion import input_quantizer
 from tests.tiny import TinyData, tiny_llama
 
 
@@ -34,13 +40,16 @@ def poison_weight(pl_module):
         next(pl_module.student.model.layers[1].mlp.down_proj.parameters()).fill_(float("nan"))
 
 
-def fit(guard, *, fault=None, steps=6, accumulate=1, callbacks=()):
+def fit(guard, *, fault=None, steps=6, accumulate=1, callbacks=(), guard_first=False):
     torch.manual_seed(0)
     module = CompressionModule(student=tiny_llama())
     trainer = L.Trainer(
         accelerator="cpu", max_steps=steps, accumulate_grad_batches=accumulate, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[*([fault] if fault else []), *callbacks, guard],
+        callbacks=[
+            *([fault] if fault else []),
+            *([guard, *callbacks] if guard_first else [*callbacks, guard]),
+        ],
     )  # fmt: skip
     trainer.fit(module, ResumableLoader(TinyData(), batch_size=4, seed=0))
     return module
@@ -89,6 +98,99 @@ def test_rollback_goes_on_from_the_snapshot(harm):
     module = fit(guard, fault=Fault(4, harm), callbacks=[QuantizationAwareTraining()])
     assert len(guard.faults) == 1
     assert not bad_weights(module.student)
+
+
+def static(**settings):
+    return QuantizationAwareTraining(scheme="W8A8", activations="static", **settings)
+
+
+def pruning():
+    return StructuredPruning(ffn_density=0.5, round_to=8, start=0, stop=3, every=3, samples=8)
+
+
+AT_STEP_3 = {
+    "prune": pruning,
+    "sparsify": lambda: DynamicSparsity(density=0.2, schedule="cubic", start=1, stop=3, every=2),
+    "freeze": lambda: QuantizationAwareTraining(scheme="W4A16", group_size=32, freeze_step=3),
+    "start": lambda: QuantizationAwareTraining(scheme="W4A16", group_size=32, start_step=3),
+    "start-static": lambda: static(start_step=3),
+}
+
+
+class Remember:
+    """Notes the student as it is, and then does harm."""
+
+    def __call__(self, pl_module):
+        self.state = {k: v.clone() for k, v in pl_module.student.state_dict().items()}
+        poison_gradient(pl_module)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("guard_first", [True, False], ids=["guard-first", "guard-last"])
+@pytest.mark.parametrize("scheduled", AT_STEP_3)
+def test_going_back_undoes_no_scheduled_change(scheduled, guard_first, accumulate):
+    guard, harm, callback = NumberGuard(policy="rollback"), Remember(), AT_STEP_3[scheduled]()
+    module = fit(
+        guard, fault=Fault(3 * accumulate + 1, harm), callbacks=[callback], steps=4,
+        guard_first=guard_first, accumulate=accumulate,
+    )  # fmt: skip
+    assert len(guard.faults) == 1
+    assert callback.changed_at == 3
+    for name, tensor in module.student.state_dict().items():
+        assert torch.equal(tensor, harm.state[name]), name
+
+
+def test_the_first_snapshot_waits_for_every_callbacks_start():
+    module = fit(
+        NumberGuard(policy="rollback"), fault=Fault(2, poison_gradient), callbacks=[static()],
+        guard_first=True, steps=3,
+    )  # fmt: skip
+    inputs = input_quantizer(module.student.model.layers[0].mlp.up_proj)
+    assert inputs.ready
+    assert float(inputs.base_scale) > 0
+
+
+def test_what_is_cut_after_going_back_is_what_was_trained():
+    prune = pruning()
+    guard = NumberGuard(policy="rollback", snapshot_every=2)
+    student = fit(guard, fault=Fault(4, poison_gradient), callbacks=[prune]).student.eval()
+    tokens = TinyData().tokens[:4]
+    with torch.no_grad():
+        trained, cut = student(tokens).logits, prune.finalise(student).eval()(tokens).logits
+    torch.testing.assert_close(cut, trained, atol=1e-5, rtol=0)
+
+
+class PoisonedStep(L.Callback):
+    """The optimizer's second step leaves a bad weight."""
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if trainer.global_step == 2:
+            poison_weight(pl_module)
+
+
+def test_a_bad_weight_in_the_step_of_a_scheduled_change_ends_the_run():
+    freeze = QuantizationAwareTraining(scheme="W4A16", group_size=32, freeze_step=2)
+    with pytest.raises(NumbersFailed, match=r"step 2: weights at fault: .*no way back over it"):
+        fit(NumberGuard(policy="rollback"), callbacks=[PoisonedStep(), freeze])
+
+
+def test_a_guard_before_the_schedule_mends_the_weight_first():
+    freeze = QuantizationAwareTraining(scheme="W4A16", group_size=32, freeze_step=2)
+    guard = NumberGuard(policy="rollback")
+    module = fit(guard, fault=PoisonedStep(), callbacks=[freeze], guard_first=True)
+    assert len(guard.faults) == 1
+    assert not bad_weights(module.student)
+
+
+def test_bad_weights_are_no_snapshot():
+    with pytest.raises(NumbersFailed, match="step 0: weights at fault"):
+        fit(NumberGuard(policy="rollback"), fault=Fault(1, poison_weight))
+
+
+def test_a_scale_that_waits_for_calibration_is_no_fault():
+    guard = NumberGuard()
+    fit(guard, callbacks=[static(start_step=3)])
+    assert guard.faults == []
 
 
 def test_skip_cannot_mend_a_weight():
@@ -158,3 +260,12 @@ def test_a_snapshot_brings_back_weights_and_optimizer():
     assert torch.equal(model.weight, before)
     assert int(optimizer.state[model.weight]["step"]) == 1
     assert model.weight.grad is None
+
+
+def test_going_back_leaves_the_learning_rate_to_its_schedule():
+    model = torch.nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    snapshot = Snapshot(model, [optimizer])
+    optimizer.param_groups[0]["lr"] = 0.05
+    snapshot.restore(model, [optimizer])
+    assert optimizer.param_groups[0]["lr"] == 0.05
