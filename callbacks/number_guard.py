@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -118,8 +119,10 @@ class NumberGuard(CompressionCallback):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        """Notes the loss."""
-        self._losses.append(float(loss.detach()))
+        """Notes the loss, without the factor that a loss scaler put on it."""
+        scaler = _scaler(trainer)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        self._losses.append(float(loss.detach()) / scale)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before any callback reads the gradients, and before clipping spreads what is wrong."""
@@ -144,7 +147,7 @@ class NumberGuard(CompressionCallback):
         if not math.isfinite(loss):
             return f"the loss is {loss}", True
         # fp16 meets infinite gradients by design: its loss scaler skips those steps
-        gradients = [] if trainer.precision == "16-mixed" else bad_gradients(pl_module.student)
+        gradients = [] if _scaler(trainer) else bad_gradients(pl_module.student)
         if gradients:
             what = (
                 f"the gradients of {len(gradients)} parameters ({_first(gradients)}) are no numbers"
@@ -161,7 +164,8 @@ class NumberGuard(CompressionCallback):
         bad_terms = [k.removeprefix("train/") for k, v in terms.items() if not math.isfinite(v)]
         bad_terms = [name for name in bad_terms if name != "loss"]
         weights = bad_weights(pl_module.student)
-        layer = first_bad_module(pl_module.student, self._batch)
+        with trainer.precision_plugin.forward_context():  # what overflows in fp16 may not in fp32
+            layer = first_bad_module(pl_module.student, self._batch)
         parts = []
         if bad_terms:
             parts.append(f"loss terms at fault: {', '.join(bad_terms)}")
@@ -181,8 +185,7 @@ class NumberGuard(CompressionCallback):
             raise NumbersFailed(self._message(step, problem))
         if self._snapshot is not None:
             self._snapshot.restore(pl_module.student, trainer.optimizers)
-        for parameter in pl_module.parameters():
-            parameter.grad = None  # an optimizer leaves parameters without a gradient alone
+        _drop_step(trainer, pl_module)
 
     def _message(self, step: int, problem: str) -> str:
         many = f" ({len(self.faults)} faults)" if len(self.faults) > 1 else ""
@@ -231,6 +234,21 @@ def _on_any_rank(trainer: Trainer, here: bool) -> bool:
     if trainer.world_size == 1:
         return here
     return bool(trainer.strategy.reduce_boolean_decision(here, all=False))
+
+
+def _scaler(trainer: Trainer) -> Any:
+    """The loss scaler of fp16, where there is one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def _drop_step(trainer: Trainer, pl_module: LightningModule) -> None:
+    scaled = _scaler(trainer) is not None
+    for parameter in pl_module.parameters():
+        # an optimizer leaves parameters without a gradient alone; a loss scaler fails without any,
+        # and passes over a step whose gradients are infinite
+        infinite = scaled and parameter.requires_grad
+        parameter.grad = torch.full_like(parameter, math.inf) if infinite else None
 
 
 def _first(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from compress.callbacks import (
     DynamicSparsity,
@@ -40,12 +41,12 @@ def poison_weight(pl_module):
         next(pl_module.student.model.layers[1].mlp.down_proj.parameters()).fill_(float("nan"))
 
 
-def fit(guard, *, fault=None, steps=6, accumulate=1, callbacks=(), guard_first=False):
+def fit(guard, *, fault=None, steps=6, accumulate=1, callbacks=(), guard_first=False, **more):
     torch.manual_seed(0)
     module = CompressionModule(student=tiny_llama())
     trainer = L.Trainer(
         accelerator="cpu", max_steps=steps, accumulate_grad_batches=accumulate, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **more,
         callbacks=[
             *([fault] if fault else []),
             *([guard, *callbacks] if guard_first else [*callbacks, guard]),
@@ -191,6 +192,49 @@ def test_a_scale_that_waits_for_calibration_is_no_fault():
     guard = NumberGuard()
     fit(guard, callbacks=[static(start_step=3)])
     assert guard.faults == []
+
+
+def fp16(**scaling):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, **scaling)
+    return [MixedPrecision("16-mixed", "cpu", scaler=scaler)]
+
+
+class BadLoss(L.Callback):
+    """Multiplies the loss of one step."""
+
+    def __init__(self, step, factor):
+        self.step, self.factor = step, factor
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.label_weight = self.factor if trainer.global_step == self.step else 1.0
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_a_step_in_fp16_is_dropped_through_the_loss_scaler(policy):
+    guard = NumberGuard(policy=policy, snapshot_every=2)
+    module = fit(guard, fault=BadLoss(3, float("nan")), plugins=fp16())
+    assert len(guard.faults) == 1
+    assert not bad_weights(module.student)
+    state = module.optimizers().state
+    assert {int(s["step"]) for s in state.values()} == {5 if policy == "skip" else 4}
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_a_spike_in_fp16_is_dropped_through_the_loss_scaler(policy):
+    guard = NumberGuard(policy=policy, spike_factor=4.0)
+    module = fit(guard, fault=BadLoss(9, 100.0), plugins=fp16(), steps=10)
+    assert len(guard.faults) == 1
+    assert "step 9: the loss is" in guard.faults[0]
+    steps = {int(s["step"]) for s in module.optimizers().state.values()}
+    assert steps == ({9} if policy == "skip" else set())
+
+
+def test_losses_in_fp16_are_compared_without_the_scalers_factor():
+    guard = NumberGuard(policy="skip", spike_factor=4.0)
+    # the factor grows a thousandfold meanwhile
+    fit(guard, plugins=fp16(growth_interval=1, growth_factor=2.0), steps=12)
+    assert guard.faults == []
+    assert max(guard.losses_seen) < 10
 
 
 def test_skip_cannot_mend_a_weight():
