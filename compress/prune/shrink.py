@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.errors import UnsupportedScheme
+from compress.errors import UnsupportedModel, UnsupportedScheme
 from compress.prune.channel_masks import ChannelMask
 from compress.prune.cuts import Cut, cuts_of
 from compress.prune.importance import Importance
@@ -48,11 +48,7 @@ def shrink(model: nn.Module, plan: PrunePlan) -> nn.Module:
     cuts = cuts_of(model, structure, plan)
     renamed = _renamer(structure, plan)
     transforms = _carried(model, cuts)
-    state = {
-        new: _cut_tensor(key, value, cuts, structure, plan)
-        for key, value in _dense_state(model).items()
-        if (new := renamed(key)) is not None
-    }
+    state = _cut_state(_dense_state(model), cuts, structure, plan)
     small = _build(model, shrunk_config(model.config, structure, plan), state)
     modules = dict(small.named_modules())
     for name, (chain, input_quantizer) in transforms.items():
@@ -67,18 +63,28 @@ def shrink(model: nn.Module, plan: PrunePlan) -> nn.Module:
 
 @torch.no_grad()
 def check_cuts(model: nn.Module, structure: Structure, sizes: PruneSizes) -> None:
-    """Prove before training that every transform can follow a cut to `sizes`, whatever stays.
+    """Prove before training that a cut to `sizes` gives a model, whatever stays.
 
     Raises:
         UnsupportedScheme: groups of quantisers or sparsity patterns would be split; lists them.
+        UnsupportedModel: parameters follow a width in a way that is not known; lists them.
     """
     generator = torch.Generator().manual_seed(0)
     scores = Importance.zeros(structure)
     for part in fields(scores):
         values = getattr(scores, part.name)
         values.copy_(torch.rand(values.shape, generator=generator))
+    plan = make_plan(structure, scores, sizes)
     with whole_weights(model):
-        _carried(model, cuts_of(model, structure, make_plan(structure, scores, sizes)))
+        cuts = cuts_of(model, structure, plan)
+        _carried(model, cuts)
+    dense = plain_state_dict(model, transformed=False)
+    random = torch.get_rng_state()
+    with torch.device("meta"):  # shapes alone: neither values nor memory
+        state = {name: torch.empty(tensor.shape) for name, tensor in dense.items()}
+        small: nn.Module = type(model)(shrunk_config(model.config, structure, plan))
+        _refuse_other_shapes(small, _cut_state(state, cuts, structure, plan))
+    torch.set_rng_state(random)
 
 
 def shrunk_config(config: Any, structure: Structure, plan: PrunePlan) -> Any:
@@ -106,10 +112,41 @@ def _build(model: nn.Module, config: Any, state: dict[str, Tensor]) -> nn.Module
     torch.set_rng_state(random)
     some = next(iter(model.parameters()))
     small.to(device=some.device, dtype=some.dtype)
+    _refuse_other_shapes(small, state)
     small.load_state_dict(state, strict=True)
     if hasattr(model, "generation_config"):
         small.generation_config = copy.deepcopy(model.generation_config)
     return small
+
+
+def _refuse_other_shapes(small: nn.Module, state: dict[str, Tensor]) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in small.state_dict().items()}
+    cut = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    wrong = [n for n in {**expected, **cut} if expected.get(n) != cut.get(n)]
+    if wrong:
+        lines = "\n".join(
+            f"  {n}   {cut.get(n, 'none')} is left, {expected.get(n, 'none')} is needed"
+            for n in wrong[:4]
+        )
+        more = f"\n  and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise UnsupportedModel(
+            f"{type(small).__name__}: {len(wrong)} parameters would not fit the pruned model:\n"
+            f"{lines}{more}\nThey follow a width that is cut in a way of their own: leave that one "
+            "whole (heads_density=1, kv_density=1, hidden_density=1), and prune ffn_density or "
+            "layers"
+        )
+
+
+def _cut_state(
+    state: dict[str, Tensor], cuts: dict[str, Cut], structure: Structure, plan: PrunePlan
+) -> dict[str, Tensor]:
+    """The smaller model's state dict from the dense one's."""
+    renamed = _renamer(structure, plan)
+    return {
+        new: _cut_tensor(key, value, cuts, structure, plan)
+        for key, value in state.items()
+        if (new := renamed(key)) is not None
+    }
 
 
 def _dense_state(model: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Olmo2Config, Olmo2ForCausalLM
 
 from compress.errors import UnsupportedModel, UnsupportedScheme
 from compress.prune.build import calibration_batches, prune_and_shrink
@@ -14,7 +14,7 @@ from compress.quantize import prepare
 from compress.sparsify.dynamics import SparseLayers
 from compress.sparsify.settings import SparsitySettings
 from compress.targets import choose_layers
-from tests.prune.support import gap_after_shrinking, logits, masked, tiny_bert, tiny_qwen3
+from tests.prune.support import SMALL, gap_after_shrinking, logits, masked, tiny_bert, tiny_qwen3
 from tests.tiny import TinyData, tiny_batch, tiny_llama
 
 CUTS = {
@@ -148,6 +148,26 @@ def test_a_cut_that_would_split_two_in_four_is_refused_before_training():
     with pytest.raises(UnsupportedScheme, match="pattern=4"):
         check_cuts(model, structure_of(model), PruneSizes(ffn_density=0.5, round_to=8))
     check_cuts(model, structure_of(model), PruneSizes(ffn_density=0.5, round_to=8, block=4))
+
+
+def test_norms_over_all_heads_together_are_refused_before_training():
+    torch.manual_seed(0)
+    model = Olmo2ForCausalLM(
+        Olmo2Config(**SMALL, num_key_value_heads=4, pad_token_id=0, eos_token_id=1)
+    )  # q_norm and k_norm span the heads
+    with pytest.raises(UnsupportedModel, match=r"6 parameters(.|\n)*q_norm.*\(32,\).*\(16,\)"):
+        check_cuts(model, structure_of(model), PruneSizes(kv_density=0.5))
+    check_cuts(model, structure_of(model), PruneSizes(ffn_density=0.5))
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_what_can_be_cut_passes_the_check_and_draws_no_numbers(cut):
+    model = tiny_llama(layers=3)
+    before = torch.get_rng_state()
+    check_cuts(model, structure_of(model), PruneSizes(**{"round_to": 8, **CUTS[cut]}))
+    assert torch.get_rng_state().equal(before)
+    encoder = tiny_bert()
+    check_cuts(encoder, structure_of(encoder), PruneSizes(ffn_density=0.5))
 
 
 def test_widths_that_differ_between_layers_are_refused():
