@@ -1,6 +1,8 @@
 """Taps: outputs of named modules, caught by forward hooks while the model runs."""
 
+import copy
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,7 +58,15 @@ class Taps:
         for name in names:
             if name not in self._handles:
                 module = modules[module_name(name)]
-                self._handles[name] = module.register_forward_hook(self._catch(name))
+                # bound to these taps: a copied model's hooks are bound to its own
+                hook = partial(self._catch, name)
+                self._handles[name] = module.register_forward_hook(hook)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Taps":
+        """Those of the copied model, empty: what was caught belongs to the original's forward."""
+        memo[id(self)] = copied = Taps(copy.deepcopy(self._model, memo))
+        copied._handles = copy.deepcopy(self._handles, memo)
+        return copied
 
     def take(self) -> dict[str, Tensor]:
         """What was caught since the last call; forgets it."""
@@ -69,19 +79,15 @@ class Taps:
             handle.remove()
         self._handles.clear()
 
-    def _catch(self, name: str) -> Any:
+    def _catch(self, name: str, _module: nn.Module, _args: Any, output: Any) -> None:
         index = int(name.partition(":")[2] or 0)
-
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            outputs = output if isinstance(output, tuple) else (output,)
-            if index >= len(outputs) or outputs[index] is None:
-                raise BadInput(
-                    f"{name}: the module gives {len(outputs)} outputs, and none at {index}; "
-                    "attention maps exist under attn_implementation='eager' alone"
-                )
-            self._caught[name] = outputs[index]
-
-        return hook
+        outputs = output if isinstance(output, tuple) else (output,)
+        if index >= len(outputs) or outputs[index] is None:
+            raise BadInput(
+                f"{name}: the module gives {len(outputs)} outputs, and none at {index}; "
+                "attention maps exist under attn_implementation='eager' alone"
+            )
+        self._caught[name] = outputs[index]
 
 
 def taps_of(model: nn.Module) -> Taps:

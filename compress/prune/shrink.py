@@ -198,6 +198,7 @@ def _carried(model: nn.Module, cuts: dict[str, Cut]) -> Carried:
             "kv_cache null, or prune in a run of its own first"
         )
     carried: Carried = {}
+    memo: dict[int, Any] = {}  # one for all: what layers share (scales, roundings) stays shared
     problems: list[str] = []
     for name, layer in transformed_layers(model):
         cut, chain = cuts.get(name, Cut()), []
@@ -206,10 +207,10 @@ def _carried(model: nn.Module, cuts: dict[str, Cut]) -> Carried:
                 continue  # an adapter is part of the dense weight already
             try:
                 shape = tuple(layer.weight.shape)  # type: ignore[union-attr, arg-type]
-                chain.append(cut_transform(transform, cut, shape))
+                chain.append(cut_transform(transform, cut, shape, memo=memo))
             except UnsupportedScheme as error:
                 problems.append(f"  {name}   {error}")
-        carried[name] = (chain, copy.deepcopy(getattr(layer, INPUT_QUANTIZER, None)))
+        carried[name] = (chain, copy.deepcopy(getattr(layer, INPUT_QUANTIZER, None), memo))
     if problems:
         raise UnsupportedScheme(
             f"pruning splits groups of {len(problems)} layers:\n" + "\n".join(problems) + "\n"
@@ -219,13 +220,25 @@ def _carried(model: nn.Module, cuts: dict[str, Cut]) -> Carried:
     return carried
 
 
-def cut_transform(transform: WeightTransform, cut: Cut, shape: tuple[int, ...]) -> WeightTransform:
+def cut_transform(
+    transform: WeightTransform,
+    cut: Cut,
+    shape: tuple[int, ...],
+    *,
+    memo: dict[int, Any] | None = None,
+) -> WeightTransform:
     """A copy whose tensors are cut as the weight (O, I) is: by entry, channel, group or not at all.
+
+    Args:
+        transform: left untouched.
+        cut: rows and columns kept.
+        shape: of the weight before.
+        memo: of `copy.deepcopy`: copies made with the same one share what the originals share.
 
     Raises:
         UnsupportedScheme: the cut leaves parts of groups.
     """
-    copied = copy.deepcopy(transform)
+    copied = copy.deepcopy(transform, memo)
     for kept, run in zip((cut.rows, cut.columns), copied.runs, strict=True):
         if kept is not None:
             _whole_runs(kept, run, what="pattern")

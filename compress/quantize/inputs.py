@@ -28,6 +28,11 @@ class Shared:
         self._values: Tensor | None = None
         self._used: Tensor | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared":
+        """An empty one: what is held belongs to a forward pass of the original."""
+        memo[id(self)] = copied = Shared(self.readers)
+        return copied
+
     def take(self, values: Tensor) -> Tensor | None:
         """What was made of this very tensor, if it was; the last reader leaves nothing behind."""
         if self._values is not values:

@@ -1,5 +1,7 @@
 """A masked model equals its shrunk model, and what is shrunk is a plain Hugging Face model."""
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Olmo2Config, Olmo2ForCausalLM
@@ -11,6 +13,7 @@ from compress.prune.plan import PruneSizes, dense_plan
 from compress.prune.shrink import check_cuts, shrink
 from compress.prune.structure import structure_of
 from compress.quantize import prepare
+from compress.quantize.fusion import input_quantizer, quantizers, weight_quantizer
 from compress.sparsify.dynamics import SparseLayers
 from compress.sparsify.settings import SparsitySettings
 from compress.targets import choose_layers
@@ -105,6 +108,35 @@ def test_quantisers_shrink_with_their_layers(scheme):
             assert small.get_submodule(f"model.layers.{new}.{part}").weight.equal(dense)
     # sums in another order may move an input's code by one step, no more
     assert (logits(model) - logits(small)).abs().mean() < 2e-3
+
+
+def test_scales_that_were_one_stay_one_and_roundings_are_let_go():
+    model = tiny_llama(layers=2)
+    prepare(model, scheme="FP8")
+    calibrate(model)
+    model, plan = masked(model, ffn_density=0.5)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            weight_quantizer(layer.self_attn.q_proj).log_step.fill_(0.25)
+    small = shrink(model, plan)
+    for layer in small.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for first, *others in (
+            (attention.q_proj, attention.k_proj, attention.v_proj),
+            (mlp.gate_proj, mlp.up_proj),
+        ):
+            for other in others:
+                assert weight_quantizer(other).log_step is weight_quantizer(first).log_step
+                assert input_quantizer(other).log_step is input_quantizer(first).log_step
+                assert input_quantizer(other).shared is input_quantizer(first).shared
+        assert float(weight_quantizer(attention.k_proj).log_step) == 0.25  # what was learned
+    theirs = {id(p) for p in model.parameters()}
+    assert not any(id(p) in theirs for p in small.parameters())
+    small(**tiny_batch()).loss.backward()
+    readers = [q for q in quantizers(small) if getattr(q, "shared", None)]
+    assert len(readers) == 10
+    assert all(reader.shared._used is None for reader in readers)
+    copy.deepcopy(small)
 
 
 def calibrate(model):
