@@ -13,6 +13,7 @@ from compress.errors import BadInput
 from compress.quantize import prepare, start
 from compress.quantize.adapters import adapt
 from compress.quantize.budget import cheapest_plan
+from compress.quantize.fusion import quantizers
 from compress.quantize.sensitivity import BUDGET_SCHEMES, measure_sensitivity
 from compress.quantize.switches import check_settings, freeze_scales, mark_frozen, set_enabled
 from compress.sharding import whole_weights
@@ -140,6 +141,12 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def attach(self, student: nn.Module) -> None:
         """Parametrises the chosen layers; scales by rounding to nearest until data is seen."""
+        if any(True for _ in quantizers(student)):
+            raise BadInput(
+                f"{type(self).__name__}: this student is quantised by another callback, and "
+                "starts and freezes hold for all of it; give one callback every layer, and those "
+                "of another scheme as overrides={'*mlp*': 'W4A16:32'}"
+            )
         layers = prepare(student, **self.layers_settings)
         if self.adapter_rank:
             linear = {n: m for n, m in layers.items() if isinstance(m, nn.Linear)}

@@ -5,7 +5,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from compress.errors import BadInput, did_you_mean
+from compress.errors import BadInput, UnsupportedModel, did_you_mean
+
+EXPERT_DIMENSIONS = 3
+"""Experts, rows and columns of the one tensor that transformers 5 keeps them in."""
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -57,7 +60,10 @@ def choose_layers(
 
     Raises:
         BadInput: a pattern fits no layer of these kinds (a typing error would pass unseen).
+        UnsupportedModel: no layer is left, or most of a mixture of experts is no layer.
     """
+    if nn.Linear in kinds:
+        _refuse_experts(model)
     head = output_head_name(model)
     named = {
         name: layer
@@ -66,7 +72,40 @@ def choose_layers(
     }
     wanted, unwanted = as_patterns(include), as_patterns(exclude)
     _refuse_idle(wanted + unwanted, [*named, *([head] if head else [])])
-    return {n: m for n, m in named.items() if matches(n, wanted) and not matches(n, unwanted)}
+    chosen = {n: m for n, m in named.items() if matches(n, wanted) and not matches(n, unwanted)}
+    if not chosen:
+        others = sorted({type(m).__name__ for m in model.modules() if _own_matrix(m)})
+        raise UnsupportedModel(
+            f"{type(model).__name__}: no {' or '.join(k.__name__ for k in kinds)} is left to "
+            f"compress besides the head (include={wanted}, exclude={unwanted}); its weights lie in "
+            f"{', '.join(others) or 'nothing'}"
+        )
+    return chosen
+
+
+def _own_matrix(module: nn.Module) -> bool:
+    return any(p.dim() > 1 for p in module.parameters(recurse=False))
+
+
+def _refuse_experts(model: nn.Module) -> None:
+    """Experts that lie in one tensor are no layers: they would stay dense without a word."""
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    stacked = {
+        f"{name}.{key}": weight
+        for name, module in model.named_modules()
+        if not isinstance(module, convolutions)
+        for key, weight in module.named_parameters(recurse=False)
+        if weight.dim() == EXPERT_DIMENSIONS
+    }
+    if stacked:
+        held = sum(weight.numel() for weight in stacked.values())
+        share = held / sum(p.numel() for p in model.parameters())
+        first, weight = next(iter(stacked.items()))
+        raise UnsupportedModel(
+            f"{type(model).__name__}: {len(stacked)} tensors of stacked experts hold {share:.0%} "
+            f"of the weights (first: {first} {tuple(weight.shape)}) and would stay dense, while a "
+            "runtime takes them for compressed; mixtures of experts can be teachers, not students"
+        )
 
 
 def _refuse_idle(patterns: list[str], names: list[str]) -> None:

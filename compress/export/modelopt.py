@@ -28,6 +28,9 @@ from compress.export.vllm import write_config
 PRODUCER = {"name": "modelopt", "version": "0.39.0"}
 """Whose layout this is; loaders read it, and none checks the version."""
 
+KV_CACHE = {"num_bits": 8, "type": "float", "dynamic": False}
+"""Keys and values in float8_e4m3fn, one scale a layer each."""
+
 
 def write_modelopt(
     student: nn.Module,
@@ -132,4 +135,6 @@ def inline_config(plan: ExportPlan) -> dict[str, Any]:
         "ignore": quantization["exclude_modules"],
         "producer": PRODUCER,
         **({"group_size": 16} if "group_size" in quantization else {}),
+        # without it vLLM, which reads this file alone, keeps the cache unquantised
+        **({"kv_cache_scheme": KV_CACHE} if plan.kv_cache else {}),
     }

@@ -173,3 +173,11 @@ def test_layers_that_do_not_fit_are_refused_before_training(tmp_path):
 def test_unknown_words_are_refused_at_once(settings):
     with pytest.raises(BadInput, match=next(iter(settings))):
         QuantizationAwareTraining(**settings)
+
+
+def test_a_second_one_on_the_same_student_is_refused():
+    student = tiny_llama()
+    QuantizationAwareTraining(scheme="W8A8", include="*self_attn*").attach(student)
+    second = QuantizationAwareTraining(scheme="W4A16:32", include="*mlp*", name="late")
+    with pytest.raises(BadInput, match="as overrides="):
+        second.attach(student)

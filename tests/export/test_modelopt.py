@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from compress.errors import UnsupportedScheme
+from compress.export.modelopt import inline_config, quant_config
+from compress.export.plan import collect_plan
 from compress.export.write import export
+from compress.quantize import prepare
 from tests.export.fakes import quantized
 from tests.tiny import tiny_batch, tiny_llama
 
@@ -44,6 +47,17 @@ def test_nvfp4_holds_two_codes_a_byte_and_the_reciprocal_of_the_global_scale(tmp
     assert state[f"{UP}.weight_scale"].dtype == torch.float8_e4m3fn
     assert torch.equal(state[f"{UP}.weight_scale_2"], (1.0 / trained).reshape(()))
     assert config["group_size"] == 16
+
+
+def test_vllm_reads_from_the_config_that_the_cache_is_fp8():
+    student = tiny_llama()
+    prepare(student, scheme="FP8", kv_cache="fp8")
+    plan = collect_plan(student, trained=False)
+    scheme = inline_config(plan)["kv_cache_scheme"]
+    assert scheme == {"num_bits": 8, "type": "float", "dynamic": False}
+    assert quant_config(plan)["quantization"]["kv_cache_quant_algo"] == "FP8"
+    plain = quantized(tiny_llama(), "FP8")
+    assert "kv_cache_scheme" not in inline_config(collect_plan(plain))
 
 
 def test_other_schemes_are_refused(tmp_path):

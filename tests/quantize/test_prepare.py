@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
+import transformers
 
-from compress.errors import BadInput, UnsupportedScheme
+from compress.errors import BadInput, UnsupportedModel, UnsupportedScheme
 from compress.quantize import (
     SCHEMES,
     QuantizeInput,
@@ -153,3 +154,24 @@ def test_what_was_rounded_for_fused_layers_is_not_kept():
     model(**tiny_batch())
     kept = [input_quantizer(m).shared for m in layers.values()]
     assert all(s is None or (s._values is None and s._used is None) for s in kept)
+
+
+def test_stacked_experts_are_refused_with_their_share():
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, moe_intermediate_size=32,
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+        num_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModel, match=r"stacked experts hold \d+% of the weights"):
+        prepare(transformers.Qwen3MoeForCausalLM(config), scheme="W8A8")
+
+
+def test_a_model_without_linear_layers_is_refused_by_what_it_has():
+    config = transformers.GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=1, n_head=2)
+    with pytest.raises(UnsupportedModel, match=r"no Linear is left.*Conv1D"):
+        prepare(transformers.GPT2LMHeadModel(config), scheme="W8A8")
+
+
+def test_nothing_left_to_quantise_is_refused():
+    with pytest.raises(UnsupportedModel, match="no Linear is left"):
+        prepare(tiny_llama(), scheme="W8A8", exclude="*proj")
