@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertModel
 
 from compress.errors import BadInput, UnsupportedModel
 from compress.quantize import prepare, set_enabled, start
@@ -144,11 +144,12 @@ def test_a_start_without_data_is_refused():
 
 
 def test_a_cache_is_refused_where_there_is_none():
-    model = GPT2LMHeadModel(
-        GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64, n_positions=32)
-    )
+    config = BertConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=32,
+    )  # fmt: skip
     with pytest.raises(UnsupportedModel, match="kv_cache"):
-        prepare(model, scheme="W8A8", include="*lm_head*", kv_cache="fp8")
+        prepare(BertModel(config), scheme="W8A8", kv_cache="fp8")
 
 
 class Padded(torch.utils.data.Dataset):
