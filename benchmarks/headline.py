@@ -147,7 +147,8 @@ def table_of(words: list[str], settings: Settings) -> dict[str, Any]:
             "trained further; in vLLM inputs have a scale a token, as trained.",
             "Originals are trained for hundreds of steps and students train on from their layers: "
             "quality above 1 says that the original had more to learn, or had learnt its training "
-            "rows by heart, not that compression improves a model.",
+            "rows by heart, not that compression improves a model. Originals differ from training "
+            "to training: the encoder's reached 0.598 of accuracy on another machine, before.",
             *(f"{name}: python scripts/train.py {' '.join(RUNS[name])}"
               for name in settings.models.split(",")),
         ],

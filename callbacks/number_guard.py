@@ -1,9 +1,7 @@
 """Guards a run's numbers; finding what is wrong with them is `compress.guard`'s."""
 
-import math
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -11,12 +9,14 @@ from compress.callbacks.base import CompressionCallback
 from compress.errors import BadInput
 from compress.guard import (
     NumbersFailed,
-    Snapshot,
     bad_gradients,
     bad_weights,
-    first_bad_module,
-    is_spike,
+    drop_step,
+    first_names,
+    what_is_wrong,
+    why_no_numbers,
 )
+from compress.snapshot import Snapshot
 
 POLICIES = ("stop", "skip", "rollback")
 WINDOW = 64
@@ -110,8 +110,8 @@ class NumberGuard(CompressionCallback):
         # start and its update, and plans and flags that no tensor holds agree with the weights
         step = trainer.global_step
         if weights := bad_weights(pl_module.student):
-            self.faults.append(f"step {step}: weights at fault: {_first(weights)}")
-            raise NumbersFailed(self._message(step, f"weights at fault: {_first(weights)}"))
+            self.faults.append(f"step {step}: weights at fault: {first_names(weights)}")
+            raise NumbersFailed(self._message(step, f"weights at fault: {first_names(weights)}"))
         self._snapshot = None  # freed first: two would be held at once
         self._snapshot = Snapshot(pl_module.student, trainer.optimizers)
         self._snapshot_step = step
@@ -143,40 +143,18 @@ class NumberGuard(CompressionCallback):
     def _problem(
         self, trainer: Trainer, pl_module: LightningModule, loss: float
     ) -> tuple[str | None, bool]:
-        """What is wrong, and whether its source is to be sought."""
-        if not math.isfinite(loss):
-            return f"the loss is {loss}", True
         # fp16 meets infinite gradients by design: its loss scaler skips those steps
         gradients = [] if _scaler(trainer) else bad_gradients(pl_module.student)
-        if gradients:
-            what = (
-                f"the gradients of {len(gradients)} parameters ({_first(gradients)}) are no numbers"
-            )
-            return what, True
-        if is_spike(loss, self.losses_seen, factor=self.spike_factor):
-            what = f"the loss is {loss:.4g}, above {self.spike_factor:g} times the median before"
-            return what, False
-        return None, False
+        return what_is_wrong(loss, gradients, self.losses_seen, spike_factor=self.spike_factor)
 
     def _why(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        """The terms, the weights and the layer at fault."""
-        terms = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
-        bad_terms = [k.removeprefix("train/") for k, v in terms.items() if not math.isfinite(v)]
-        bad_terms = [name for name in bad_terms if name != "loss"]
-        weights = bad_weights(pl_module.student)
+        terms = {
+            k.removeprefix("train/"): float(v)
+            for k, v in trainer.callback_metrics.items()
+            if k.startswith("train/") and k != "train/loss"
+        }
         with trainer.precision_plugin.forward_context():  # what overflows in fp16 may not in fp32
-            layer = first_bad_module(pl_module.student, self._batch)
-        parts = []
-        if bad_terms:
-            parts.append(f"loss terms at fault: {', '.join(bad_terms)}")
-        if weights:
-            parts.append(f"weights at fault: {_first(weights)}")
-        parts.append(
-            f"the first layer whose output is no number: {layer}"
-            if layer
-            else "the forward pass is sound: it arises in the loss or the backward pass"
-        )
-        return "; ".join(parts)
+            return why_no_numbers(pl_module.student, self._batch, terms)
 
     def _act(self, trainer: Trainer, pl_module: LightningModule, problem: str) -> None:
         step = trainer.global_step
@@ -185,7 +163,7 @@ class NumberGuard(CompressionCallback):
             raise NumbersFailed(self._message(step, problem))
         if self._snapshot is not None:
             self._snapshot.restore(pl_module.student, trainer.optimizers)
-        _drop_step(trainer, pl_module)
+        drop_step(pl_module, scaled=_scaler(trainer) is not None)
 
     def _message(self, step: int, problem: str) -> str:
         many = f" ({len(self.faults)} faults)" if len(self.faults) > 1 else ""
@@ -200,7 +178,7 @@ class NumberGuard(CompressionCallback):
         weights = bad_weights(student)
         if not weights:
             return
-        problem = f"weights at fault: {_first(weights)}"
+        problem = f"weights at fault: {first_names(weights)}"
         self.faults.append(f"step {optimizer_step}: {problem}")
         moved = self._snapshot is not None and self._schedule_moved()
         if moved:  # to go back would undo half of it: the plan stays, the masks do not
@@ -240,16 +218,3 @@ def _scaler(trainer: Trainer) -> Any:
     """The loss scaler of fp16, where there is one."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if scaler is not None and scaler.is_enabled() else None
-
-
-def _drop_step(trainer: Trainer, pl_module: LightningModule) -> None:
-    scaled = _scaler(trainer) is not None
-    for parameter in pl_module.parameters():
-        # an optimizer leaves parameters without a gradient alone; a loss scaler fails without any,
-        # and passes over a step whose gradients are infinite
-        infinite = scaled and parameter.requires_grad
-        parameter.grad = torch.full_like(parameter, math.inf) if infinite else None
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -4,7 +4,6 @@ Pure functions on tensors and modules; when to look and what to do then is
 `compress.callbacks.NumberGuard`'s.
 """
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
@@ -120,22 +119,64 @@ def is_spike(loss: float, history: Sequence[float], *, factor: float) -> bool:
     return loss > factor * median(history)
 
 
-class Snapshot:
-    """A model and its optimizers as they were, kept in memory."""
+def what_is_wrong(
+    loss: float, gradients: Sequence[str], history: Sequence[float], *, spike_factor: float
+) -> tuple[str | None, bool]:
+    """What is wrong with a step in words, None where nothing is; whether its source is unknown.
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Copies everything: as many bytes again as weights and optimizer hold."""
-        self.model = {name: t.detach().clone() for name, t in model.state_dict().items()}
-        self.optimizers = [copy.deepcopy(o.state_dict()) for o in optimizers]
+    Args:
+        loss: of the whole optimizer step.
+        gradients: names of parameters whose gradients are no numbers.
+        history: losses of the steps before.
+        spike_factor: see `is_spike`; 0.0 looks for none.
 
-    @torch.no_grad()
-    def restore(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Puts everything back but learning rates and the like; gradients are dropped."""
-        model.load_state_dict(self.model)
-        for optimizer, state in zip(optimizers, self.optimizers, strict=True):
-            now = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-            optimizer.load_state_dict(copy.deepcopy(state))
-            # their schedules go on from where they are; some only multiply what they find
-            for group, settings in zip(optimizer.param_groups, now, strict=True):
-                group.update(settings)
-            optimizer.zero_grad(set_to_none=True)
+    >>> what_is_wrong(9.0, [], [1.0] * 16, spike_factor=4.0)
+    ('the loss is 9, above 4 times the median before', False)
+    """
+    if not math.isfinite(loss):
+        return f"the loss is {loss}", True
+    if gradients:
+        named = f"the gradients of {len(gradients)} parameters ({first_names(gradients)})"
+        return f"{named} are no numbers", True
+    if is_spike(loss, history, factor=spike_factor):
+        return f"the loss is {loss:.4g}, above {spike_factor:g} times the median before", False
+    return None, False
+
+
+def why_no_numbers(module: nn.Module, batch: Any, terms: Mapping[str, float]) -> str:
+    """The loss terms, the weights and the first layer at fault, found by a forward pass."""
+    parts = []
+    if bad_terms := [name for name, value in terms.items() if not math.isfinite(value)]:
+        parts.append(f"loss terms at fault: {', '.join(bad_terms)}")
+    if weights := bad_weights(module):
+        parts.append(f"weights at fault: {first_names(weights)}")
+    layer = first_bad_module(module, batch)
+    parts.append(
+        f"the first layer whose output is no number: {layer}"
+        if layer
+        else "the forward pass is sound: it arises in the loss or the backward pass"
+    )
+    return "; ".join(parts)
+
+
+def drop_step(module: nn.Module, *, scaled: bool) -> None:
+    """Leaves gradients with which the optimizer changes nothing.
+
+    Args:
+        module: whose parameters they are of.
+        scaled: whether a loss scaler makes the step. It fails where there is no gradient at all,
+            and passes over a step whose gradients are infinite; an optimizer alone leaves
+            parameters without a gradient as they are.
+    """
+    for parameter in module.parameters():
+        infinite = scaled and parameter.requires_grad
+        parameter.grad = torch.full_like(parameter, math.inf) if infinite else None
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first three, and how many more there are.
+
+    >>> first_names(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -28,6 +28,20 @@ def run_of(checkpoint: str | Path) -> Path | None:
     return folder if (folder / "config.yaml").is_file() else None
 
 
+def resume_path(ckpt: str, checkpoints: Path) -> Path | None:
+    """The checkpoint to go on from; None where `last` means a run that ended before its first one.
+
+    Raises:
+        BadInput: a checkpoint that is named does not exist.
+    """
+    path = checkpoints / "last.ckpt" if ckpt == "last" else Path(ckpt)
+    if not path.exists() and ckpt == "last":
+        return None
+    if not path.exists():
+        raise BadInput(f"ckpt={ckpt}: there is no checkpoint at {path}")
+    return path
+
+
 def refuse_other_training(config: Any, run_dir: Path) -> None:
     """Refuse to go on with a run by settings that would train something else.
 

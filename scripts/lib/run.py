@@ -17,10 +17,8 @@ from compress.errors import BadInput, CompressError
 from compress.evaluate.classify import classification_accuracy
 from compress.evaluate.samples import sample_texts
 from compress.export.card import CardFacts
-from compress.export.gate import gate
-from compress.export.write import DTYPES, export
+from compress.export.write import export
 from compress.models import config_of
-from compress.quantize.fusion import quantizers
 from compress.scripts.lib import build, hosts, launch, loggers, tasks, trainer
 from compress.scripts.lib.checkpoints import StoppedBySignal
 from compress.scripts.lib.facts import (
@@ -34,6 +32,7 @@ from compress.scripts.lib.facts import (
 from compress.scripts.lib.html_report import write_html
 from compress.scripts.lib.progress import announced, quiet_libraries
 from compress.scripts.lib.rehearsal import rehearse
+from compress.scripts.lib.resume import resume_path
 from compress.scripts.lib.run_folder import (
     RunFolder,
     choose_folder,
@@ -42,9 +41,9 @@ from compress.scripts.lib.run_folder import (
     write_atomically,
     write_json,
 )
+from compress.scripts.lib.run_start import BeforeTraining, refuse_teacherless
 from compress.scripts.lib.secrets import masked, masked_text, masked_words
 from compress.scripts.lib.tables import first_table, last_table
-from compress.sharding import whole_weights
 
 PROMPTS = ["import os\n\ndef ", "class Stack:\n    def __init__(self", "for i in range("]
 
@@ -342,58 +341,3 @@ class Run:
         with announced(phase, verbose=self.config.verbose and rank_zero_only.rank == 0):
             yield
         self.seconds[phase] = round(time.perf_counter() - start, 3)
-
-
-class BeforeTraining(L.Callback):
-    """Refuses before the first step what the target cannot serve; measures the PTQ start."""
-
-    def __init__(self, run: Run) -> None:
-        """`run` keeps the settings and takes the figures."""
-        self.run = run
-
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Every transform is attached by now: this callback is the last."""
-        config = self.run.config
-        if config.target is not None:
-            verdict = gate(
-                pl_module.student, target=config.target, purpose=config.purpose,
-                dtype=DTYPES[config.export_dtype],
-            )  # fmt: skip
-            self.run.report["notes"].extend(verdict.notes)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """The loss of the student as quantised and masked before any step.
-
-        Unknown where quantisation starts later: its scales are not found yet.
-        """
-        self.run.begin()
-        waiting = any(not part.enabled for part in quantizers(pl_module.student))
-        if trainer.global_step == 0 and not waiting:
-            with whole_weights(pl_module.student):  # of every rank
-                if trainer.is_global_zero:
-                    self.run.keep_at_start("start_ptq", self.run.loss_of(pl_module.student))
-
-
-def resume_path(ckpt: str, checkpoints: Path) -> Path | None:
-    """The checkpoint to go on from; None where `last` means a run that ended before its first one.
-
-    Raises:
-        BadInput: a checkpoint that is named does not exist.
-    """
-    path = checkpoints / "last.ckpt" if ckpt == "last" else Path(ckpt)
-    if not path.exists() and ckpt == "last":
-        return None
-    if not path.exists():
-        raise BadInput(f"ckpt={ckpt}: there is no checkpoint at {path}")
-    return path
-
-
-def refuse_teacherless(callbacks: list[L.Callback], teacher: Any) -> None:
-    """Refuse callbacks that ask a teacher for something where there is none.
-
-    Raises:
-        BadInput: naming each such callback.
-    """
-    asking = [type(c).__name__ for c in callbacks if getattr(c, "uses_teacher", False)]
-    if asking and teacher is None:
-        raise BadInput(f"{', '.join(asking)} learn from a teacher, but teacher=none")

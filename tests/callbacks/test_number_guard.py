@@ -13,9 +13,10 @@ from compress.callbacks import (
 )
 from compress.data.loader import ResumableLoader
 from compress.errors import BadInput
-from compress.guard import NumbersFailed, Snapshot, bad_weights, is_spike, not_finite
+from compress.guard import NumbersFailed, bad_weights, is_spike, not_finite
 from compress.module import CompressionModule
 from compress.quantize.fusion import input_quantizer
+from compress.snapshot import Snapshot
 from tests.tiny import TinyData, tiny_llama
 
 
