@@ -67,14 +67,14 @@ def _settings(words: list[str]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _sweep(own: dict[str, str], fixed: dict[str, str]) -> int:
+    from compress.scripts.lib.run_folder import RunFolder
     from compress.scripts.lib.sweep_definition import read_sweep
-    from compress.scripts.lib.sweep_folder import hold_folder
 
     sweep = read_sweep(own["sweep"])
     refuse_overrides(sweep, fixed)
     check_parameters(sweep, fixed)
     folder = Path(own.get("run_dir", f"runs/sweep/{sweep.name}"))
-    with hold_folder(folder):
+    with RunFolder(folder, resuming=True):
         return _search(sweep, folder, own, fixed)
 
 

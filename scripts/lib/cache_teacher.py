@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,8 @@ def cache_teacher(config: DictConfig, words: list[str]) -> dict[str, Any]:
             f"teacher.host={config.teacher.host} has none to run; use host local, deepspeed, served"
         )
     run_dir, _ = choose_folder(config, "cache_teacher")
-    held = RunFolder(run_dir, resuming=True) if rank_here() == 0 else None
-    try:
+    with RunFolder(run_dir, resuming=True) if rank_here() == 0 else nullcontext():
         return _cache_teacher(config, words, run_dir)
-    finally:
-        if held is not None:
-            held.release()
 
 
 def _cache_teacher(config: DictConfig, words: list[str], run_dir: Path) -> dict[str, Any]:

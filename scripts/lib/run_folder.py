@@ -11,7 +11,7 @@ from compress.scripts.lib.resume import run_of
 
 
 class RunFolder:
-    """A locked folder for one run; two runs never share one.
+    """A locked folder for one run or sweep; two never share one, and a killed one leaves no lock.
 
     Raises:
         BadInput: the folder cannot be made or written, has too little space, holds another run's
@@ -37,7 +37,10 @@ class RunFolder:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise BadInput(f"run_dir={path} is in use by another run; choose another") from None
+            raise BadInput(
+                f"run_dir={path} is in use by another run or sweep; wait until that ends, or give "
+                "another run_dir="
+            ) from None
         if (self.path / "config.yaml").exists() and not resuming:
             self._lock.release()
             raise BadInput(
@@ -47,6 +50,14 @@ class RunFolder:
     def release(self) -> None:
         """Let others use the folder."""
         self._lock.release()
+
+    def __enter__(self) -> "RunFolder":
+        """Held until the block ends."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """`release`."""
+        self.release()
 
     def _refuse_full_disk(self, free_bytes: int) -> None:
         import shutil

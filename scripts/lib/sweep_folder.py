@@ -2,8 +2,6 @@
 
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +11,10 @@ from compress.scripts.lib.run_folder import read_json, write_json
 NOTE = "sweep.json"
 TRIAL_NOTE = "trial.json"
 LOCK = ".lock"
-"""The one that a run takes too (`RunFolder`): no run trains in the folder of a live sweep."""
+"""The one that a run takes (`RunFolder`)."""
 
 LOCK_SECONDS = 15.0
 """How long a killed trial's folder may stay held: its loading processes end some seconds later."""
-
-
-@contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    """Makes a sweep's folder and keeps every other sweep out; a killed process leaves no lock.
-
-    Raises:
-        BadInput: it cannot be written, or a live sweep or run holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BadInput(
-            f"run_dir={folder} is in use by another sweep or run; wait until that ends, or give "
-            "another run_dir="
-        ) from None
-    except OSError as error:
-        raise BadInput(f"run_dir={folder} cannot be written: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def claim_folder(study: Any, folder: Path) -> None:

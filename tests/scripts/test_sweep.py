@@ -217,7 +217,7 @@ def test_the_same_sweep_started_twice_is_refused_and_the_first_one_ends_well(tmp
         assert first.poll() is None
         time.sleep(0.02)
     second = subprocess.run(command, capture_output=True, text=True)
-    assert second.returncode == 2 and "is in use by another sweep" in second.stderr
+    assert second.returncode == 2 and "is in use by another run or sweep" in second.stderr
     first.communicate()
     assert first.returncode == 0
     steps = [json.loads(x)["step"] for x in (tmp_path / "out/trial_000/metrics.jsonl").open()]
