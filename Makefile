@@ -24,7 +24,7 @@ test-all: $(VENV)/.installed-dev lint types
 
 # a second environment: vLLM's CPU build (3.5 GB) holds other versions than ours
 test-serving: $(VENV)/.installed-dev $(SERVE)/.installed
-	COMPRESS_SERVE_PYTHON=$(SERVE)/bin/python $(BIN)/python -m pytest -m serving tests/serving
+	OMP_NUM_THREADS=1 COMPRESS_SERVE_PYTHON=$(SERVE)/bin/python $(BIN)/python -m pytest -m serving tests/serving
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

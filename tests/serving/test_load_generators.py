@@ -80,6 +80,7 @@ def test_a_model_and_its_baseline_are_served_one_after_the_other(folder, tmp_pat
 
 def test_what_vllms_server_says_of_a_broken_checkpoint_reaches_the_user(folder, tmp_path, capsys):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")  # no weights at all is told before
     out = tmp_path / "b.json"
     assert benchmark.main([*words("vllm"), f"model={tmp_path}", OPTIONS, f"out={out}"]) == 2
     assert "ended before it answered" in capsys.readouterr().err
