@@ -50,6 +50,12 @@ SYMBOL = re.compile(r"[su]\d+")
 EMPTY = ("metadata", "guards_code", "custom_obj_values", "treespec_namedtuple_fields")
 REFUSED = ("as_graph", "as_custom_obj", "as_operator")
 
+DAMAGE = (
+    RuntimeError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+    AssertionError,  # torch's reader, of an archive whose format has another name
+)  # fmt: skip
+"""What reading a damaged archive raises."""
+
 
 def open_program(path: Path) -> ExportedProgram:
     """The program in a `.pt2` file, nothing of which was run.
@@ -109,7 +115,7 @@ def check_archive(path: Path) -> None:
         )
     try:
         wrong = list(_offences(path, names))
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except DAMAGE as error:
         raise BadInput(f"{path} is damaged: {_reason(error)}; export it again") from error
     if wrong:
         listed = "".join(f"\n  {what}" for what in wrong[:10])

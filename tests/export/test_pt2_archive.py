@@ -170,6 +170,14 @@ def test_a_missing_record_is_told(missing, tmp_path):
         open_program(path)
 
 
+def test_an_archive_of_another_format_is_told(tmp_path):
+    def renamed(records):
+        records["archive_format"] = b"pt3"
+
+    with pytest.raises(BadInput, match="damaged: Invalid archive format"):
+        open_program(forged(tmp_path, renamed))
+
+
 def test_a_program_of_another_schema_is_told_without_a_librarys_traceback(tmp_path, caplog):
     def newer(records):
         in_model(records, lambda model: model["schema_version"].update(major=99))
