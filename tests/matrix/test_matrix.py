@@ -1,15 +1,17 @@
 """Every combination trains, resumes bit for bit, exports, and reloads equal."""
 
-import json
 import subprocess
-import sys
 
 import pytest
 
+from tests.matrix import sweep
 from tests.matrix.cases import METHODS, all_cases, combinations, sample
 from tests.matrix.prove import prove
+from tests.matrix.ranks import prove_on_ranks
+from tests.matrix.sweep import AT_ONCE
 
 ALONE = [case for case in all_cases() if case.ranks == 1]
+ON_TWO = [case for case in all_cases() if case.ranks == 2]
 
 
 def test_the_matrix_holds_every_kind_every_pair_and_the_whole():
@@ -33,21 +35,23 @@ def test_every_combination_trains_resumes_and_exports(case, tmp_path):
     prove(case, tmp_path)
 
 
-def on_two_ranks(count, folder, *, timeout):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run(
-        [*command, "-m", "tests.matrix.ranks", str(count), "3", str(folder)],
-        check=True, timeout=timeout,
-    )  # fmt: skip
-    result = json.loads((folder / "result.json").read_text())
-    assert result["failed"] == {}, "\n".join(f"{k}\n{v}" for k, v in result["failed"].items())
-    return result["cases"]
-
-
 def test_combinations_on_two_ranks(tmp_path):
-    assert on_two_ranks(2, tmp_path, timeout=900) == 2
+    failed = prove_on_ranks(sample(2, seed=3, ranks=2), tmp_path, timeout=900)
+    assert failed == {}, "\n".join(f"{words}\n{why}" for words, why in failed.items())
 
 
 @pytest.mark.nightly
-def test_every_combination_on_two_ranks(tmp_path):
-    assert on_two_ranks(0, tmp_path, timeout=6 * 3600) == len(ALONE)
+@pytest.mark.parametrize("first", range(0, len(ON_TWO), AT_ONCE[2]))
+def test_every_combination_on_two_ranks(first, tmp_path):
+    failed = prove_on_ranks(ON_TWO[first : first + AT_ONCE[2]], tmp_path, timeout=3600)
+    assert failed == {}, "\n".join(f"{words}\n{why}" for words, why in failed.items())
+
+
+def test_a_rank_that_dies_leaves_none_of_its_cases_proven(monkeypatch):
+    cases = sample(3, seed=5, ranks=2)
+
+    def die(*args, **kwargs):
+        raise subprocess.CalledProcessError(1, "torchrun")
+
+    monkeypatch.setattr(sweep, "prove_on_ranks", die)
+    assert set(sweep.outcomes(cases)) == {case.words for case in cases}
