@@ -109,11 +109,11 @@ class NumberGuard(CompressionCallback):
         # before a batch, not after one: by now every callback, whatever their order, has made its
         # start and its update, and plans and flags that no tensor holds agree with the weights
         step = trainer.global_step
-        if weights := bad_weights(pl_module.student):
+        if weights := bad_weights(pl_module):
             self.faults.append(f"step {step}: weights at fault: {first_names(weights)}")
             raise NumbersFailed(self._message(step, f"weights at fault: {first_names(weights)}"))
         self._snapshot = None  # freed first: two would be held at once
-        self._snapshot = Snapshot(pl_module.student, trainer.optimizers)
+        self._snapshot = Snapshot(pl_module, trainer.optimizers)
         self._snapshot_step = step
 
     def on_before_backward(
@@ -144,7 +144,7 @@ class NumberGuard(CompressionCallback):
         self, trainer: Trainer, pl_module: LightningModule, loss: float
     ) -> tuple[str | None, bool]:
         # fp16 meets infinite gradients by design: its loss scaler skips those steps
-        gradients = [] if _scaler(trainer) else bad_gradients(pl_module.student)
+        gradients = [] if _scaler(trainer) else bad_gradients(pl_module)
         return what_is_wrong(loss, gradients, self.losses_seen, spike_factor=self.spike_factor)
 
     def _why(self, trainer: Trainer, pl_module: LightningModule) -> str:
@@ -154,7 +154,9 @@ class NumberGuard(CompressionCallback):
             if k.startswith("train/") and k != "train/loss"
         }
         with trainer.precision_plugin.forward_context():  # what overflows in fp16 may not in fp32
-            return why_no_numbers(pl_module.student, self._batch, terms)
+            return why_no_numbers(
+                pl_module.student, self._batch, terms, weights=bad_weights(pl_module)
+            )
 
     def _act(self, trainer: Trainer, pl_module: LightningModule, problem: str) -> None:
         step = trainer.global_step
@@ -162,7 +164,7 @@ class NumberGuard(CompressionCallback):
         if self.policy == "stop" or len(self.faults) > self.most_faults:
             raise NumbersFailed(self._message(step, problem))
         if self._snapshot is not None:
-            self._snapshot.restore(pl_module.student, trainer.optimizers)
+            self._snapshot.restore(pl_module, trainer.optimizers)
         drop_step(pl_module, scaled=_scaler(trainer) is not None)
 
     def _message(self, step: int, problem: str) -> str:
@@ -175,7 +177,7 @@ class NumberGuard(CompressionCallback):
 
     def advance(self, student: nn.Module, optimizer_step: int) -> None:
         """Looks at the weights after each step."""
-        weights = bad_weights(student)
+        weights = bad_weights(self._module)
         if not weights:
             return
         problem = f"weights at fault: {first_names(weights)}"
@@ -185,13 +187,14 @@ class NumberGuard(CompressionCallback):
             problem += ", in the step in which a schedule changed the student: no way back over it"
         if self._snapshot is None or moved or len(self.faults) > self.most_faults:
             raise NumbersFailed(self._message(optimizer_step, problem))
-        self._snapshot.restore(student, self._optimizers)
+        self._snapshot.restore(self._module, self._optimizers)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """One look for each optimizer step."""
-        self._optimizers = trainer.optimizers
+        # the whole module: projectors learn beside the student
+        self._module, self._optimizers = pl_module, trainer.optimizers
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
 
     def report(self) -> dict[str, Any]:

@@ -143,14 +143,16 @@ def what_is_wrong(
     return None, False
 
 
-def why_no_numbers(module: nn.Module, batch: Any, terms: Mapping[str, float]) -> str:
+def why_no_numbers(
+    student: nn.Module, batch: Any, terms: Mapping[str, float], *, weights: Sequence[str]
+) -> str:
     """The loss terms, the weights and the first layer at fault, found by a forward pass."""
     parts = []
     if bad_terms := [name for name, value in terms.items() if not math.isfinite(value)]:
         parts.append(f"loss terms at fault: {', '.join(bad_terms)}")
-    if weights := bad_weights(module):
+    if weights:
         parts.append(f"weights at fault: {first_names(weights)}")
-    layer = first_bad_module(module, batch)
+    layer = first_bad_module(student, batch)
     parts.append(
         f"the first layer whose output is no number: {layer}"
         if layer

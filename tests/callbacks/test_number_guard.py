@@ -7,6 +7,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from compress.callbacks import (
     DynamicSparsity,
+    FeatureDistillation,
     NumberGuard,
     QuantizationAwareTraining,
     StructuredPruning,
@@ -17,6 +18,7 @@ from compress.guard import NumbersFailed, bad_weights, is_spike, not_finite
 from compress.module import CompressionModule
 from compress.quantize.fusion import input_quantizer
 from compress.snapshot import Snapshot
+from compress.teachers.local import LocalTeacher
 from tests.tiny import TinyData, tiny_llama
 
 
@@ -42,9 +44,12 @@ def poison_weight(pl_module):
         next(pl_module.student.model.layers[1].mlp.down_proj.parameters()).fill_(float("nan"))
 
 
-def fit(guard, *, fault=None, steps=6, accumulate=1, callbacks=(), guard_first=False, **more):
+def fit(
+    guard, *, fault=None, steps=6, accumulate=1, callbacks=(), guard_first=False, teacher=None,
+    **more,
+):  # fmt: skip
     torch.manual_seed(0)
-    module = CompressionModule(student=tiny_llama())
+    module = CompressionModule(student=tiny_llama(), teacher=teacher)
     trainer = L.Trainer(
         accelerator="cpu", max_steps=steps, accumulate_grad_batches=accumulate, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **more,
@@ -78,7 +83,7 @@ def test_a_bad_weight_is_named_with_the_layer_and_the_term():
         fit(NumberGuard(), fault=Fault(3, poison_weight))
     for words in (
         "step 2", "the loss is nan", "loss terms at fault: labels",
-        "weights at fault: model.layers.1.mlp.down_proj.weight",
+        "weights at fault: student.model.layers.1.mlp.down_proj.weight",
         "first layer whose output is no number: model.layers.1.mlp.down_proj",
     ):  # fmt: skip
         assert words in str(refused.value)
@@ -236,6 +241,33 @@ def test_losses_in_fp16_are_compared_without_the_scalers_factor():
     fit(guard, plugins=fp16(growth_interval=1, growth_factor=2.0), steps=12)
     assert guard.faults == []
     assert max(guard.losses_seen) < 10
+
+
+PAIR = {"pairs": {"model.layers.0": "model.layers.1"}, "loss": "mse"}
+
+
+def poison_projector(pl_module):
+    with torch.no_grad():
+        next(pl_module.features_projectors.projectors.parameters()).fill_(float("nan"))
+
+
+def poison_projector_gradient(pl_module):
+    weight = next(pl_module.features_projectors.projectors.parameters())
+    handle = weight.register_hook(lambda g: (handle.remove(), g * float("nan"))[1])
+
+
+@pytest.mark.parametrize("harm", [poison_projector, poison_projector_gradient])
+def test_a_projector_is_named_and_rolled_back_like_a_layer(harm):
+    def run(guard):
+        wide, features = LocalTeacher(tiny_llama(hidden=64)), FeatureDistillation(**PAIR)
+        return fit(guard, fault=Fault(3, harm), teacher=wide, callbacks=[features])
+
+    with pytest.raises(NumbersFailed, match=r"features_projectors\.projectors"):
+        run(NumberGuard())
+    guard = NumberGuard(policy="rollback")
+    module = run(guard)
+    assert len(guard.faults) == 1
+    assert bad_weights(module) == []
 
 
 def test_skip_cannot_mend_a_weight():
