@@ -160,14 +160,16 @@ def _plan(
     config: Mapping[str, Any], *, data: Any, teacher: Any | None, student: Any
 ) -> list[tuple[str, str]]:
     rows = [
-        ("teacher", _elsewhere(config) if teacher is None else _parameters(teacher)),
+        ("teacher", _elsewhere(config) if teacher is None else _teacher(config, teacher)),
         ("student", _parameters(student)),
     ]
     callbacks = pick(config, "callbacks")
     for name, settings in callbacks.items() if isinstance(callbacks, Mapping) else ():
         rows.append((f"callbacks.{name}", said_of(settings)))
     rows += _work(config, data)
-    rows.append(("memory", f"{bytes_text(_least_memory(teacher, student))} and activations"))
+    share = " of a rank, its share of the teacher" if _host(config) == "deepspeed" else ""
+    least = bytes_text(_least_memory(teacher, student))
+    rows.append(("memory", f"{least}{share} and activations"))
     if target := pick(config, "target"):
         rows.append(("export", f"for {target}, tensors that stay whole in {_dtype(config)}"))
     return rows
@@ -203,9 +205,23 @@ def _parameters(model: Any) -> str:
     return f"{count / 1e6:,.2f}M parameters, {held} as {' and '.join(kinds)}"
 
 
+def _teacher(config: Mapping[str, Any], teacher: Any) -> str:
+    """Its size, and where its weights are if not in this process: a skeleton's are on `meta`."""
+    tensors = list(teacher.parameters())
+    if not all(t.is_meta for t in tensors):
+        return _parameters(teacher)
+    count = f"{sum(t.numel() for t in tensors) / 1e6:,.2f}M parameters"
+    shared = _host(config) == "deepspeed"
+    return count + (", shared out over the ranks" if shared else "; its signals are cached")
+
+
+def _host(config: Mapping[str, Any]) -> str:
+    return str(pick(config, "teacher.host") or "")
+
+
 def _elsewhere(config: Mapping[str, Any]) -> str:
     """What a teacher that is no module here is: a server's, a cache's, or none at all."""
-    host, path = (str(pick(config, f"teacher.{key}") or "") for key in ("host", "path"))
+    host, path = _host(config), str(pick(config, "teacher.path") or "")
     callbacks = pick(config, "callbacks")
     asked = any("istillation" in str(c) for c in dict(callbacks or {}).values())
     if not asked or host not in ("served", "cached"):
@@ -225,7 +241,7 @@ def _least_memory(teacher: Any | None, student: Any) -> int:
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     frozen = sum(_held(p) for p in student.parameters() if not p.requires_grad)
     return ADAM_BYTES * trained + frozen + (
-        sum(_held(p) for p in teacher.parameters()) if teacher is not None else 0
+        sum(_held(p) for p in teacher.parameters() if not p.is_meta) if teacher is not None else 0
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import io
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 from compress.scripts.lib.tables import first_table, last_table
@@ -108,6 +109,18 @@ def test_the_least_memory_counts_adam_for_the_student_and_weights_for_the_teache
     student = sum(p.numel() for p in tiny_llama().parameters())
     teacher = sum(p.numel() for p in tiny_llama(layers=4).parameters())
     assert f"{(16 * student + 4 * teacher) / 1e3:.0f} kB and activations" in first({})
+
+
+@pytest.mark.parametrize(
+    ("host", "said"), [("cached", "its signals are cached"), ("deepspeed", "over the ranks")]
+)
+def test_a_teacher_without_weights_here_takes_no_memory_here(host, said):
+    with torch.device("meta"):
+        skeleton = tiny_llama(layers=4)
+    text = first({"teacher": {"host": host}}, teacher=skeleton)
+    student = sum(p.numel() for p in tiny_llama().parameters())
+    assert f"{16 * student / 1e3:.0f} kB" in text
+    assert said in text
 
 
 def test_a_served_teacher_is_named_without_its_key():
