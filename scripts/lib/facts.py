@@ -81,8 +81,11 @@ def teacher_bytes(model: torch.nn.Module, *, checkpoint: Path | None) -> int:
             configuration names.
     """
     files = weight_files(checkpoint) if checkpoint is not None else []
-    if files:
-        return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in files) if files else stored_bytes(model)
+
+
+def stored_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the weights in the dtype that the model's configuration names: its files'."""
     named = getattr(config_of(model), "dtype", None)  # not a weight's: it may be cast by now
     return sum(p.numel() * (named or p.dtype).itemsize for p in model.parameters())
 

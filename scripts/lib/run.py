@@ -24,9 +24,9 @@ from compress.scripts.lib.checkpoints import StoppedBySignal
 from compress.scripts.lib.facts import (
     environment,
     layer_facts,
-    model_bytes,
     provenance,
     reproduce,
+    stored_bytes,
     teacher_bytes,
 )
 from compress.scripts.lib.html_report import write_html
@@ -180,7 +180,7 @@ class Run:
 
     def measure_before(self, student: torch.nn.Module) -> None:
         """Losses and bytes of the teacher and of the dense student."""
-        self.report["size"] = {"dense_bytes": model_bytes(student)}
+        self.report["size"] = {"dense_bytes": stored_bytes(student)}
         if self.teacher_modules is not None:
             given = self.folder if self.config.teacher.kind == "hf" else None
             held = teacher_bytes(self.teacher_modules, checkpoint=given)

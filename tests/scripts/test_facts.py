@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from compress.scripts.lib.facts import model_bytes, teacher_bytes, weight_files
+from compress.scripts.lib.build import build_student
+from compress.scripts.lib.facts import model_bytes, stored_bytes, teacher_bytes, weight_files
 from compress.teachers.checkpoints import skeleton_of
 from compress.teachers.local import load_hf_teacher
 from tests.tiny import tiny_llama
@@ -45,3 +47,11 @@ def test_a_folder_without_weight_files_counts_by_the_dtype_of_the_configuration(
     model = tiny_llama()
     model.config.dtype = torch.float16
     assert teacher_bytes(model, checkpoint=tmp_path) == model_bytes(model) // 2
+
+
+def test_a_dense_student_counts_as_its_16_bit_checkpoint_holds_it(tmp_path):
+    tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path)
+    settings = {"student": {"kind": "hf", "path": str(tmp_path)}, "task": "causal_lm"}
+    student = build_student(OmegaConf.create(settings), None)
+    assert {p.dtype for p in student.parameters()} == {torch.float32}
+    assert stored_bytes(student) == model_bytes(student) // 2
