@@ -240,7 +240,9 @@ def notes(name: str, engine: str, subject: Any, got: Any, values: dict[str, floa
     lines = [
         f"{name} in {engine} ({FOLDERS[name]}): {told['metric']} {told['model']:.4f}, original "
         f"{told['original']:.4f}, on {told['rows']} rows; {subject['bytes']:,} bytes of "
-        f"{subject['original_bytes']:,}; peak memory {peaks['model'] / peaks['baseline']:.2f}x"
+        f"{subject['original_bytes']:,}; peak memory {peaks['model'] / peaks['baseline']:.2f}x",
+        f"{name} in {engine}: {said(told['kept_of_further'])} is kept of the original trained on "
+        f"by labels for as many steps ({told['metric']} {told['original_further']:.4f})",
     ]
     if name == "encoder":
         lines.append(with_berts_vocabulary(engine, subject))

@@ -37,6 +37,11 @@ RUNS = {
     ],
 }  # fmt: skip
 """Model -> words of `scripts/train.py`."""
+ALONE = {
+    "decoder": ["~callbacks.qat", "~callbacks.logits"],
+    "encoder": ["~callbacks.qat", "~callbacks.logits", "~callbacks.features"],
+}
+"""What a run leaves out when it trains the original on, by labels and nothing else."""
 FOLDERS = {"decoder": "decoder-2-400", "encoder": "encoder-2-quarter-500"}
 EXCLUDED = {"decoder": None, "encoder": "*classifier,*pooler*"}
 TARGETS = {"vllm": "vllm", "onnxruntime": "tensorrt", "onnxruntime-cached": "tensorrt"}
@@ -66,7 +71,7 @@ def made(name: str, engine: str, *, batches: int) -> dict[str, Any]:
         found = {
             "original": str(original), "verified": result.verified,
             "max_abs_logit_diff": result.verification.max_abs_logit_diff,
-            "quality": quality(restored, folder, original, batches=batches),
+            "quality": quality(restored, folder, original, batches=batches, further=further(name)),
         }  # fmt: skip
         facts.write_text(json.dumps(found, indent=1) + "\n")
     found = json.loads(facts.read_text())
@@ -75,11 +80,22 @@ def made(name: str, engine: str, *, batches: int) -> dict[str, Any]:
 
 
 def trained(name: str) -> Restored:
-    """The trained student; `scripts/train.py` runs where its run is missing or unfinished."""
-    folder = cache() / FOLDERS[name]
+    """The trained student."""
+    return run(cache() / FOLDERS[name], RUNS[name])
+
+
+def further(name: str) -> torch.nn.Module:
+    """The original, trained on by labels for as many steps as the student: a fairer measure."""
+    kept = [w for w in RUNS[name] if not w.startswith(("student.", "+callbacks", "callbacks."))]
+    words = [*kept, *ALONE[name], "student=same", "training.label_weight=1", "target=transformers"]
+    return run(cache() / f"{FOLDERS[name]}-original", words).student
+
+
+def run(folder: Path, words: list[str]) -> Restored:
+    """What `scripts/train.py` trains; it runs where that is missing or unfinished."""
     report = folder / "report.json"
     if not report.exists() or json.loads(report.read_text())["status"] != "finished":
-        words = [*RUNS[name], "logger=none", "verbose=false", "seed=0", f"run_dir={folder}"]
+        words = [*words, "logger=none", "verbose=false", "seed=0", f"run_dir={folder}"]
         again = ["ckpt=last"] if (folder / "checkpoints" / "last.ckpt").exists() else []
         subprocess.run([sys.executable, "scripts/train.py", *words, *again], cwd=ROOT, check=True)
     return restore_student(folder)
@@ -115,20 +131,40 @@ def smallest(original: Path, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def quality(restored: Restored, export_folder: Path, original: Path, *, batches: int) -> Any:
-    """Share of quality kept by the exported file, on the validation part, with its interval."""
-    models = [open_model(path).module for path in (export_folder, original)]
+def quality(
+    restored: Restored, folder: Path, original: Path, *, batches: int, further: torch.nn.Module
+) -> dict[str, Any]:
+    """What the exported file keeps of the original's quality, on the validation part.
+
+    `kept` is against the original as it was given, `kept_of_further` against the original trained
+    on for as many steps as the student was: shares with their intervals.
+    """
+    ours, theirs = (open_model(path).module for path in (folder, original))
     loader = torch.utils.data.DataLoader(restored.data.validation, batch_size=16)
     rows = [batch for batch, _ in zip(loader, range(batches), strict=False)]
-    if restored.config.task == "classification":
-        ours, theirs = (classification_accuracy(model, rows) for model in models)
-        kept = bootstrap_interval(ours.correct, theirs.correct, statistic="ratio")
-        said = {"metric": "accuracy", "model": ours.accuracy, "original": theirs.accuracy}
-    else:
-        both = compare(*models, rows)
-        kept = bootstrap_interval(
-            both.model.sequence_losses, both.baseline.sequence_losses,
-            weights=both.model.sequence_tokens, statistic="exp_difference",
-        )  # fmt: skip
-        said = {"metric": "loss", "model": both.model.loss, "original": both.baseline.loss}
-    return {**said, "rows": len(rows) * 16, "kept": vars(kept)}
+    measure = accuracies if restored.config.task == "classification" else losses
+    given, on = (measure(ours, other, rows) for other in (theirs, further.eval()))
+    return {
+        "metric": given["metric"], "model": given["model"], "original": given["other"],
+        "original_further": on["other"], "rows": len(rows) * 16, "kept": given["kept"],
+        "kept_of_further": on["kept"],
+    }  # fmt: skip
+
+
+def accuracies(ours: torch.nn.Module, other: torch.nn.Module, rows: list[Any]) -> dict[str, Any]:
+    """Accuracy of both, and ours over the other's."""
+    found = [classification_accuracy(model, rows) for model in (ours, other)]
+    kept = bootstrap_interval(found[0].correct, found[1].correct, statistic="ratio")
+    values = dict(zip(("model", "other"), (one.accuracy for one in found), strict=True))
+    return {"metric": "accuracy", **values, "kept": vars(kept)}
+
+
+def losses(ours: torch.nn.Module, other: torch.nn.Module, rows: list[Any]) -> dict[str, Any]:
+    """Loss of both, and the other's perplexity over ours."""
+    both = compare(ours, other, rows)
+    kept = bootstrap_interval(
+        both.model.sequence_losses, both.baseline.sequence_losses,
+        weights=both.model.sequence_tokens, statistic="exp_difference",
+    )  # fmt: skip
+    return {"metric": "loss", "model": both.model.loss, "other": both.baseline.loss,
+            "kept": vars(kept)}  # fmt: skip

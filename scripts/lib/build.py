@@ -96,23 +96,30 @@ def build_teacher_model(config: DictConfig, folder: Path | None) -> torch.nn.Mod
 def embedded_key(config: DictConfig, data: Any) -> str:
     """A hash of all that decides the embedded teacher's weights."""
     teacher = {k: v for k, v in config.teacher.items() if k not in NOT_OF_THE_WEIGHTS}
-    facts = {"teacher": teacher, "data": data.fingerprint, "torch": torch.__version__, "format": 1}
+    facts = {"teacher": teacher, "data": data.fingerprint, "torch": torch.__version__, "format": 2}
     if config.task != "causal_lm":  # a teacher of embeddings is the encoder of a classifier
         facts["task"] = "classification"
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def train_embedded(config: DictConfig, data: Any, *, metrics: Path) -> torch.nn.Module:
-    """The embedded teacher, trained by the same code path as any student."""
+    """The embedded teacher, trained by the same code path as any student.
+
+    Only `config.teacher`, the data and the device enter: another run finds it by the same key,
+    whatever its own student is told by `training` and `trainer`.
+    """
+    from compress.scripts.lib.precision import native_precision
     from compress.scripts.lib.trainer import JsonlLogger, train
 
+    own = config.teacher
     trainer = OmegaConf.merge(
         config.trainer,
-        {"max_steps": config.teacher.max_steps, "batch_size": config.teacher.batch_size,
-         "devices": 1, "num_nodes": 1, "strategy": "auto", "accumulate": 1},
+        {"max_steps": own.max_steps, "batch_size": own.batch_size, "devices": 1, "num_nodes": 1,
+         "strategy": "auto", "accumulate": 1, "clip_norm": 1.0, "patience": None,
+         "precision": native_precision(config.trainer.accelerator)},
     )  # fmt: skip
-    training = OmegaConf.merge(
-        config.training, {"learning_rate": config.teacher.learning_rate, "label_weight": 1.0}
+    training = OmegaConf.create(
+        {"learning_rate": own.learning_rate, "warmup_steps": own.warmup_steps}
     )
     task = "causal_lm" if config.task == "causal_lm" else "classification"
     module = train(

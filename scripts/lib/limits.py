@@ -54,6 +54,7 @@ NUMBERS: Mapping[str, Limits] = {
     "teacher.max_steps": COUNT,
     "teacher.batch_size": COUNT,
     "teacher.learning_rate": POSITIVE,
+    "teacher.warmup_steps": NOT_NEGATIVE,
     "teacher.seed": SEED,
     "student.layers": COUNT,
     "trainer.num_nodes": COUNT,

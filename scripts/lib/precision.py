@@ -28,13 +28,18 @@ def settle_precision(config: Any, *, recorded: Path) -> None:
     Raises:
         BadInput: `recorded` is damaged.
     """
-    settled = (("trainer", "precision", "bf16-mixed", "32-true"),
-               ("teacher", "dtype", "bfloat16", "float32"))  # fmt: skip
+    accelerator = config.trainer.accelerator
+    dtype = "bfloat16" if multiplies_bfloat16(accelerator) else "float32"
+    settled = (("trainer", "precision", native_precision(accelerator)), ("teacher", "dtype", dtype))
     asked = [row for row in settled if config[row[0]].get(row[1]) == "auto"]
     known = _words_of(recorded) if asked and config.ckpt is not None else {}
-    for group, key, native, emulated in asked:
-        word = native if multiplies_bfloat16(config.trainer.accelerator) else emulated
+    for group, key, word in asked:
         config[group][key] = known.get(group, {}).get(key) or word
+
+
+def native_precision(accelerator: str) -> str:
+    """Lightning's word for what `trainer.precision=auto` means on that kind of device here."""
+    return "bf16-mixed" if multiplies_bfloat16(accelerator) else "32-true"
 
 
 def _words_of(recorded: Path) -> dict[str, Any]:
