@@ -6,8 +6,9 @@ each model, and ended. The generators' figures are taken as they are.
 
 import json
 import tempfile
+import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def run_servers(
         ServerFailed: a server does not start, refuses, or does not answer in time.
         BadInput: there is no tokenizer to make prompts with.
     """
+    # a server that ran before may still keep the prefixes of the same command's last run
+    prompts = time.time_ns() % 2**31 if settings["url"] else settings["seed"]
     names = ["model"] if settings["url"] else [n for n in ("model", "baseline") if settings[n]]
     loads = [{"loop": "closed", "concurrency": int(c)} for c in settings["concurrency"]]
     loads += [{"loop": "open", "rate": rate} for rate in settings["rates"]]
@@ -58,7 +61,9 @@ def run_servers(
             result["arms"][name] = {"path": path, "url": url, "bytes": size_of(path)}
             for number, (load, run) in enumerate(zip(loads, runs, strict=True)):
                 # other prompts for each load: a server may keep the prefixes that it has seen
-                asked = {**settings, "seed": settings["seed"] + number}
+                run["prompt_seed"] = prompts + number
+                asked = {**settings, "seed": settings["seed"] + number,
+                         "prompt_seed": run["prompt_seed"]}  # fmt: skip
                 run[name], sent[number][name] = generate_load(target, load, asked)
                 run[name]["peak_bytes"] = peak_bytes(process)
                 if name == names[0]:
@@ -81,12 +86,12 @@ def generate_load(target: Target, load: dict[str, Any], settings: dict[str, Any]
     generator = GENERATORS[settings["generator"]]
     words = {key: value for key, value in load.items() if key != "loop"}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, lengths = Path(name), drawn_lengths(settings)
         write_prompts(
-            folder, tokenizer=target.tokenizer, lengths=drawn_lengths(settings),
-            seed=settings["seed"],
-        )  # fmt: skip
-        warm_up(target, folder, count=settings["warm_up"], timeout=settings["timeout"])
+            folder, tokenizer=target.tokenizer, lengths=lengths, seed=settings["prompt_seed"]
+        )
+        first = write_warm_up(target, folder / "warm_up", lengths, settings)
+        warm_up(target, first, timeout=settings["timeout"])
         command = generator.command(target, words, settings, folder)
         run_command(command, url=target.url, timeout=settings["timeout"])
         figures, records = generator.read(folder, target.url)
@@ -94,6 +99,18 @@ def generate_load(target: Target, load: dict[str, Any], settings: dict[str, Any]
         figures["tokens_per_second"], settings["price_per_hour"]
     )
     return figures, records
+
+
+def write_warm_up(
+    target: Target, folder: Path, lengths: Sequence[tuple[int, int]], settings: dict[str, Any]
+) -> Path:
+    """Prompts of the same lengths and other words: those that are measured stay unseen."""
+    folder.mkdir()
+    write_prompts(
+        folder, tokenizer=target.tokenizer, lengths=lengths[: settings["warm_up"]],
+        seed=2**31 + settings["prompt_seed"],
+    )  # fmt: skip
+    return folder
 
 
 def _ratios(run: dict[str, Any], sent: dict[str, list[Record]]) -> dict[str, Any]:

@@ -133,13 +133,13 @@ def _text(words: Any, draw: Callable[[int], list[int]], length: int) -> tuple[st
     return text, len(ids)
 
 
-def warm_up(target: Target, folder: Path, *, count: int, timeout: float) -> None:
-    """Ask for the first `count` prompts, one after the other: what is refused is told at once.
+def warm_up(target: Target, folder: Path, *, timeout: float) -> None:
+    """Ask for the folder's prompts, one after the other: what is refused is told at once.
 
     Raises:
         ServerFailed: the server is down, refuses (with its words), or stalls.
     """
-    for line in (folder / PROMPTS_FILE).read_text().splitlines()[:count]:
+    for line in (folder / PROMPTS_FILE).read_text().splitlines():
         job = json.loads(line)
         asked = {"model": target.model, "prompt": job["prompt"], "max_tokens": job["output_tokens"]}
         request = urllib.request.Request(

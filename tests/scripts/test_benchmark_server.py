@@ -133,6 +133,22 @@ def test_loadgen_runs_closed_and_open_loops_to_their_end(folder, tmp_path, capsy
 
 
 @needs_loadgen
+def test_no_prompt_is_sent_twice_neither_to_warm_up_nor_by_the_next_run(folder, tmp_path):
+    seen = []
+
+    def noted(handler):
+        seen.append(handler.asked["prompt"])
+        stream(handler)
+
+    words = ("prompt_tokens=16", "warm_up=3", "concurrency=[1,2]")
+    with server(NAMED, noted) as url:
+        for out in (tmp_path / "a.json", tmp_path / "b.json"):
+            assert measure(folder, out, url, *words) == 0
+    assert len(seen) == 2 * 2 * (3 + 6)
+    assert len(set(seen)) == len(seen)
+
+
+@needs_loadgen
 def test_requests_that_fail_are_counted_and_the_others_kept(folder, tmp_path):
     lock, seen = threading.Lock(), []
 
