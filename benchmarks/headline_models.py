@@ -30,9 +30,10 @@ RUNS = {
     ],
     "encoder": [
         "recipe=distill_encoder", "teacher.layers=6", "teacher.hidden=384",
-        "teacher.max_steps=300", "teacher.learning_rate=2e-4", "student.layers=2",
-        "+callbacks@callbacks.pruning=pruning", "callbacks.pruning.ffn_density=0.25",
-        "callbacks.pruning.round_to=128", "trainer.max_steps=500", "trainer.validate_every=100",
+        "teacher.max_steps=1000", "teacher.learning_rate=1e-4", "teacher.warmup_steps=100",
+        "student.layers=2", "+callbacks@callbacks.pruning=pruning",
+        "callbacks.pruning.ffn_density=0.125", "callbacks.pruning.round_to=64",
+        "trainer.max_steps=500", "trainer.validate_every=100",
         "trainer.validation_batches=16", "target=vllm",
     ],
 }  # fmt: skip
@@ -42,7 +43,7 @@ ALONE = {
     "encoder": ["~callbacks.qat", "~callbacks.logits", "~callbacks.features"],
 }
 """What a run leaves out when it trains the original on, by labels and nothing else."""
-FOLDERS = {"decoder": "decoder-2-400", "encoder": "encoder-2-quarter-500"}
+FOLDERS = {"decoder": "decoder-2-400", "encoder": "encoder-2-eighth-500"}
 EXCLUDED = {"decoder": None, "encoder": "*classifier,*pooler*"}
 TARGETS = {"vllm": "vllm", "onnxruntime": "tensorrt", "onnxruntime-cached": "tensorrt"}
 DTYPES = {"vllm": "bfloat16", "onnxruntime": "float32", "onnxruntime-cached": "float32"}
