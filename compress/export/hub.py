@@ -13,6 +13,7 @@ NEEDED = ("config.json", "README.md")
 WEIGHTS = ("*.safetensors", "*.onnx", "*.pt2")
 OF_WEIGHTS = (
     "*.safetensors", "*.safetensors.index.json", "*.onnx*", "*.pt2", "hf_quant_config.json",
+    "modules.json",
 )  # fmt: skip
 """What an earlier export may have left in a repository, and readers would take for the model."""
 

@@ -21,6 +21,7 @@ from compress.export.checkpoint import (
     save_tensors,
 )
 from compress.export.plan import ExportPlan
+from compress.export.pooling import write_pooling
 from compress.export.schemes import ignored, plan_name, quantization_config
 from compress.export.sparsity import write_sparsity
 from compress.export.vllm import write_config
@@ -48,6 +49,7 @@ def write_modelopt(
         state.update({f"{layer.name}.{key}": value for key, value in renamed.items()})
     files = save_tensors(state, folder, shard_bytes=shard_bytes)
     write_config(student, folder, dtype=dtype, quantization=inline_config(plan))
+    write_pooling(student, folder)
     (folder / "hf_quant_config.json").write_text(json.dumps(quant_config(plan), indent=2) + "\n")
     write_sparsity(plan, folder)
     return files

@@ -10,6 +10,7 @@ from torch import nn
 
 from compress.export.checkpoint import SHARD_BYTES, checkpoint_tensors, save_tensors
 from compress.export.plan import ExportPlan
+from compress.export.pooling import write_pooling
 from compress.export.schemes import quantization_config
 from compress.export.sparsity import write_sparsity
 
@@ -25,11 +26,13 @@ def write_compressed_tensors(
     """Write weights, `config.json`, generation config and `sparsity.json`; the weight files.
 
     Without any transform this is a plain dense checkpoint. `sparsity_config` is never written.
+    A model without a head also gets the files that say how it pools, see `pooling`.
     """
     files = save_tensors(
         checkpoint_tensors(student, plan, dtype=dtype), folder, shard_bytes=shard_bytes
     )
     write_config(student, folder, dtype=dtype, quantization=quantization_config(plan))
+    write_pooling(student, folder)
     write_sparsity(plan, folder)
     return files
 

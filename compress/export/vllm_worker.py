@@ -22,7 +22,7 @@ SETTINGS = {
 
 
 def main(request_path: str, response_path: str) -> None:
-    """For each model: load, score the prompts, generate greedily; then write the response."""
+    """For each model: load, score and continue the prompts or embed them; write the response."""
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     # started by path, this file's folder comes first on the path, and it holds a vllm.py
@@ -36,36 +36,51 @@ def main(request_path: str, response_path: str) -> None:
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """The prompts' log-probabilities and greedy continuations, as token ids."""
+    """The prompts' log-probabilities and greedy continuations, as token ids.
+
+    With `new_tokens` 0 their embeddings instead; the folder then needs a tokenizer.
+    """
     import vllm
 
     prompts: list[list[int]] = request["prompts"]
-    longest = max(len(prompt) for prompt in prompts)
+    longest, writes = max(len(prompt) for prompt in prompts), request["new_tokens"] > 0
     engine = vllm.LLM(
         model=request["model"],
         dtype=request["dtype"],
         enforce_eager=True,
-        skip_tokenizer_init=True,
+        skip_tokenizer_init=writes,  # to embed, vLLM makes one whatever it is given
         max_model_len=longest + request["new_tokens"],
         max_num_seqs=len(prompts),
         seed=0,
         **request.get("engine", {}),
     )
+    answer = _written(engine, prompts, request) if writes else _embedded(engine, prompts)
+    del engine
+    gc.collect()
+    vllm.distributed.cleanup_dist_env_and_memory()  # the next model makes its own groups
+    return {"version": vllm.__version__, **answer}
+
+
+def _written(engine: Any, prompts: list[list[int]], request: dict[str, Any]) -> dict[str, Any]:
+    import vllm
+
     wanted = vllm.SamplingParams(
         temperature=0.0, max_tokens=request["new_tokens"], prompt_logprobs=0, detokenize=False
     )
-    outputs = engine.generate(
-        [{"prompt_token_ids": prompt} for prompt in prompts], wanted, use_tqdm=False
-    )
-    answer = {
-        "version": vllm.__version__,
+    outputs = engine.generate(_tokens(prompts), wanted, use_tqdm=False)
+    return {
         "log_probs": [_prompt_log_probs(output) for output in outputs],
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
     }
-    del engine, outputs
-    gc.collect()
-    vllm.distributed.cleanup_dist_env_and_memory()  # the next model makes its own groups
-    return answer
+
+
+def _embedded(engine: Any, prompts: list[list[int]]) -> dict[str, Any]:
+    outputs = engine.embed(_tokens(prompts), use_tqdm=False)
+    return {"embeddings": [list(output.outputs.embedding) for output in outputs]}
+
+
+def _tokens(prompts: list[list[int]]) -> list[dict[str, list[int]]]:
+    return [{"prompt_token_ids": prompt} for prompt in prompts]
 
 
 def _prompt_log_probs(output: Any) -> list[float]:

@@ -10,13 +10,18 @@ import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from transformers import BertConfig, BertModel
 
 from compress.callbacks import QuantizationAwareTraining
-from compress.export.serving import ServingFailed, check_serving, check_servings
+from compress.data.tokenizer import train_byte_bpe
+from compress.evaluate.embed import embeddings_of
+from compress.export.serving import ServingFailed, check_serving, check_servings, run_vllm
 from compress.export.write import export
 from compress.module import CompressionModule
 from compress.prune.build import prune_and_shrink
+from compress.quantize import prepare
 from compress.scripts.lib.precision import processor_flags
+from tests.data.texts import story
 from tests.tiny import VOCAB, TinyData, tiny_batch, tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -104,12 +109,30 @@ def test_a_damaged_scale_is_found_out(folders, tmp_path):
         if key.endswith("o_proj.weight_scale"):
             state[key] = -state[key]
     save_file(state, twin / "model.safetensors", metadata={"format": "pt"})
-    from compress.export.serving import _compare, run_vllm, transformers_answers
+    from compress.export.serving import _compare, transformers_answers
 
     request = {"prompts": PROMPTS, "dtype": "bfloat16", "new_tokens": NEW_TOKENS}
     theirs = run_vllm([{"model": str(twin), **request}], python=PYTHON)[0]
     ours = transformers_answers(folders["W8A8"], PROMPTS, dtype="bfloat16", new_tokens=NEW_TOKENS)
     assert _compare(theirs, *ours).mean_abs_diff > MEAN_NATS
+
+
+def test_vllm_embeds_with_the_mean_that_was_trained(tmp_path):
+    encoder = BertModel(BertConfig(
+        vocab_size=VOCAB, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=256, max_position_embeddings=64,
+    ))  # fmt: skip
+    prepare(encoder, scheme="W8A8", exclude="*pooler*")
+    place = export(
+        encoder, target="vllm", path=tmp_path / "out", dtype=torch.float32,
+        tokenizer=train_byte_bpe([story(words=300)], vocab_size=300),
+    ).path  # fmt: skip
+    request = {"prompts": PROMPTS, "dtype": "float32", "new_tokens": 0}
+    (said,) = run_vllm([{"model": str(place), **request}], python=PYTHON)
+    theirs = torch.tensor(said["embeddings"])
+    ours = embeddings_of(encoder, [{"input_ids": torch.tensor([p])} for p in PROMPTS])
+    assert torch.cosine_similarity(ours, theirs).min() > 0.999
+    assert (ours.norm(dim=1) / theirs.norm(dim=1) - 1).abs().max() < 0.01  # neither is normalised
 
 
 def test_what_vllm_says_of_a_broken_checkpoint_reaches_the_user(folders, tmp_path):
