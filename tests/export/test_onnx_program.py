@@ -7,14 +7,15 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from transformers import MistralConfig, MistralForCausalLM
 
-from compress.errors import UnsupportedModel
+from compress.errors import ExportMismatch, UnsupportedModel
 from compress.export.onnx_program import settle_weights, trace
 from compress.export.onnx_verify import compare_outputs, open_exactly
 from compress.export.plan import collect_plan
 from compress.export.tensorrt import save_onnx, write_dense
 from tests.export.onnx_models import SCHEMES, exported, student_of
-from tests.tiny import tiny_llama
+from tests.tiny import tiny_batch, tiny_llama
 
 PAIRS = [("decoder", "int8"), ("encoder", "int8"), ("decoder", "fp8"), ("decoder", "int4")]
 
@@ -50,6 +51,22 @@ def test_a_dense_export_equals_its_model(tmp_path):
     model = tiny_llama(layers=1).eval()
     write_dense(model, collect_plan(model), tmp_path / "model.onnx")
     assert compare_outputs(model, tmp_path / "model.onnx") < 1e-5
+
+
+def test_rows_longer_than_a_sliding_window_are_compared_where_they_are_not_padded(tmp_path):
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(
+        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=8,
+        max_position_embeddings=64,
+    )).eval()  # fmt: skip
+    write_dense(model, collect_plan(model), tmp_path / "model.onnx")
+    batch = {"input_ids": tiny_batch(length=32)["input_ids"]}
+    assert compare_outputs(model, tmp_path / "model.onnx", batch=batch) < 1e-5
+    with torch.no_grad():
+        model.lm_head.weight[0] += 1.0
+    with pytest.raises(ExportMismatch, match="outputs in onnxruntime differ"):
+        compare_outputs(model, tmp_path / "model.onnx", batch=batch)
 
 
 def test_the_export_leaves_the_student_as_it_was():
