@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.errors import BadInput
 from compress.export.onnx_cache import CacheShape, cache_shape
 from compress.export.onnx_clean import clean
 from compress.export.onnx_layers import dense_layers, read_layers, write_layers
@@ -22,6 +23,9 @@ IMPLICIT_FOLDER = "implicit"
 ONE_FILE_BYTES = 1 << 30
 """Larger weights lie beside, in `model.onnx.data`: a protobuf ends at 2 GB."""
 
+BATCH, LENGTH = 8, 2048
+"""The largest input of an engine where none is named: the builder sets memory aside for it."""
+
 
 def write_tensorrt(
     student: nn.Module,
@@ -31,6 +35,8 @@ def write_tensorrt(
     dtype: torch.dtype,
     calibration: bool = False,
     cache: bool = False,
+    batch: int | None = None,
+    length: int | None = None,
 ) -> list[Path]:
     """Write `model.onnx`, `trtexec.sh`, `config.json` and `sparsity.json`; the weight files.
 
@@ -42,11 +48,14 @@ def write_tensorrt(
         calibration: also write `implicit/`: the unquantised graph and an INT8 calibration cache
             with the trained ranges, for users of implicit quantisation.
         cache: a decoder's keys and values become inputs and outputs, see `onnx_cache`.
+        batch: sequences at once that `trtexec.sh` builds for; see `largest_input`.
+        length: tokens of each, past and new.
 
     Raises:
         UnsupportedModel: PyTorch cannot export the model, or it has no such cache.
-        BadInput: an ONNX package is missing.
+        BadInput: an ONNX package is missing, or `length` is over the model's limit.
     """
+    most = largest_input(plan.config, batch=batch, length=length)
     if calibration:
         static_scales(plan)  # refuses before the slow part
     held = cache_shape(student) if cache else None
@@ -63,10 +72,28 @@ def write_tensorrt(
         write_calibration(plan, folder / IMPLICIT_FOLDER, onnx_file=ONNX_FILE)
     write_config(student, folder, dtype=dtype, quantization=None)
     write_sparsity(plan, folder)
-    length = int(getattr(plan.config, "max_position_embeddings", 512))
-    script = commands(plan, longest=length, calibration=calibration, cache=held)
+    script = commands(plan, most=most, calibration=calibration, cache=held)
     (folder / COMMANDS_FILE).write_text(script)
     return files
+
+
+def largest_input(
+    config: Any, *, batch: int | None = None, length: int | None = None
+) -> tuple[int, int]:
+    """Sequences and tokens of each that an engine takes at most.
+
+    Args:
+        config: of the model; its `max_position_embeddings` are the limit of `length`.
+        batch: None takes 8. The builder sets memory aside for all of them, however long.
+        length: None takes the model's limit, but no more than 2048.
+
+    Raises:
+        BadInput: `length` is over the model's limit.
+    """
+    limit = int(getattr(config, "max_position_embeddings", None) or length or LENGTH)
+    if (length or 0) > limit:
+        raise BadInput(f"length={length}, but the model takes {limit} tokens")
+    return batch or BATCH, length or min(limit, LENGTH)
 
 
 def write_dense(
@@ -103,19 +130,33 @@ def shapes(batch: int, length: int, *, past: int = 0, cache: CacheShape | None =
     return ",".join(words)
 
 
+def profiles(batch: int, length: int, *, cache: CacheShape | None = None) -> list[str]:
+    """What an engine is built for, in `trtexec`'s words: the least, usual and largest input.
+
+    With a cache these are two profiles: 0 for one token after a past, 1 for whole prompts without
+    one. A single profile for both would reach over twice the positions.
+    """
+    rows, usual = min(8, batch), min(128, length)
+    if cache is None:
+        return _profile(shapes(1, 1), shapes(rows, usual), shapes(batch, length))
+    before, longest = min(usual, length - 1), length - 1
+    steps = [(1, 0), (rows, before), (batch, longest)]
+    prompts = [(1, 1), (rows, usual), (batch, length)]
+    return [
+        "--profile=0", *_profile(*(shapes(n, 1, past=past, cache=cache) for n, past in steps)),
+        "--profile=1", *_profile(*(shapes(n, new, cache=cache) for n, new in prompts)),
+    ]  # fmt: skip
+
+
+def _profile(least: str, usual: str, most: str) -> list[str]:
+    return [f"--minShapes={least}", f"--optShapes={usual}", f"--maxShapes={most}"]
+
+
 def commands(
-    plan: ExportPlan, *, longest: int, calibration: bool, cache: CacheShape | None = None
+    plan: ExportPlan, *, most: tuple[int, int], calibration: bool, cache: CacheShape | None = None
 ) -> str:
     """The `trtexec` commands as a shell script; the sparse one runs where zeros are 2:4."""
-    usual = min(128, longest)
-    # with a cache: tuned for one token after a prompt, and a whole prompt is let through too
-    best = shapes(8, 1, past=usual, cache=cache) if cache else shapes(8, usual)
-    build = [
-        "trtexec --onnx=model.onnx --stronglyTyped",
-        f"--minShapes={shapes(1, 1, cache=cache)}",
-        f"--optShapes={best}",
-        f"--maxShapes={shapes(32, longest, past=longest if cache else 0, cache=cache)}",
-    ]
+    build = ["trtexec --onnx=model.onnx --stronglyTyped", *profiles(*most, cache=cache)]
     dense = " \\\n  ".join([*build, "--saveEngine=model.plan"])
     sparse = " \\\n  ".join([*build, "--sparsity=enable", "--saveEngine=model.sparse.plan"])
     pays = "tensorrt" in faster_in(plan)

@@ -9,7 +9,7 @@ from typing import Any
 from compress.errors import BadInput, did_you_mean
 from compress.scripts.lib.config import recipes_folder
 
-WHOLE_OR_NULL = ("group_size", "length")
+WHOLE_OR_NULL = ("group_size", "length", "batch")
 """Settings whose default of null stands for a number."""
 
 MAY_BE_NULL = ("qat",)

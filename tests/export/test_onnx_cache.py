@@ -14,7 +14,7 @@ from compress.errors import BadInput, ExportMismatch, UnsupportedModel
 from compress.evaluate.engines import Engine, EngineSettings, load_engine
 from compress.export.onnx_cache import cache_shape, positions
 from compress.export.onnx_verify import compare_outputs
-from compress.export.tensorrt import shapes
+from compress.export.tensorrt import profiles, shapes
 from compress.export.tensorrt_lint import Graph, lint, load_graph
 from compress.export.write import export
 from compress.scripts.export import checked
@@ -134,6 +134,15 @@ def test_the_commands_give_the_past_a_shape():
     )
     script = (cached().path / "trtexec.sh").read_text()
     assert "past_key_values.0.key:1x2x0x16" in script  # the first pass has no past
+
+
+def test_no_profile_reaches_over_the_models_positions():
+    shape = cache_shape(tiny_llama(layers=1))
+    for length in (1, 64):
+        largest = [w for w in profiles(8, length, cache=shape) if w.startswith("--maxShapes=")]
+        for words, new in zip(largest, (1, length), strict=True):
+            assert words.endswith("=" + shapes(8, new, past=length - new, cache=shape))
+            assert f"attention_mask:8x{length}," in words
 
 
 def test_a_dense_checkpoint_is_given_a_cache_where_it_is_asked_for(tmp_path):

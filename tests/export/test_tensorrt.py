@@ -1,9 +1,13 @@
 """A TensorRT folder holds the trained scales and zeros, its commands, and nothing untrue."""
 
+import re
+from itertools import pairwise
+
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from transformers import LlamaConfig
 
 from compress.errors import BadInput, ExportMismatch, UnsupportedScheme
 from compress.export import write
@@ -11,6 +15,7 @@ from compress.export.gate import gate
 from compress.export.onnx_layers import LAYERS_KEY
 from compress.export.onnx_verify import compare_layers
 from compress.export.plan import collect_plan
+from compress.export.tensorrt import largest_input, profiles
 from compress.export.tensorrt_calibration import cache_text, read_cache
 from compress.export.tensorrt_lint import Graph, load_graph
 from compress.export.write import export
@@ -166,6 +171,25 @@ def test_without_two_in_four_the_sparse_command_is_a_comment():
     script = (exported("decoder", "int8").path / "trtexec.sh").read_text()
     assert "\n# trtexec" in script
     assert "no layer is 2:4" in script
+
+
+def test_an_engine_is_built_for_what_is_asked_else_for_what_a_gpu_holds():
+    long = LlamaConfig(max_position_embeddings=131072)
+    assert largest_input(long) == (8, 2048)
+    assert largest_input(LlamaConfig(max_position_embeddings=512)) == (8, 512)
+    assert largest_input(long, batch=2, length=100_000) == (2, 100_000)
+    with pytest.raises(BadInput, match="length=513, but the model takes 512 tokens"):
+        largest_input(LlamaConfig(max_position_embeddings=512), length=513)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (4, 50), (8, 2048)])
+def test_each_profile_grows_from_least_to_usual_to_most(batch, length):
+    sizes = [
+        [int(number) for number in re.findall(r"[:x](\d+)", words)]
+        for words in profiles(batch, length)
+    ]
+    assert sizes[-1] == [batch, length] * 2
+    assert all(a <= b for less, more in pairwise(sizes) for a, b in zip(less, more, strict=True))
 
 
 def test_a_cache_reads_back_and_a_damaged_one_is_told():
