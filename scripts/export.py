@@ -16,8 +16,9 @@ Often used:
   target=pt2              torch.export: integer codes and scales, run by PyTorch alone
   calibration=true        tensorrt: also an INT8 calibration cache, for implicit quantisation
   cache=true              tensorrt: key-value cache as inputs and outputs, to write token by token
+  batch=8 length=2048     tensorrt: the largest input that the engine is built for
   bundle=true             a model card with measured quality, Kubernetes and Triton files
-  gpu=H100                bundle: tensor and pipeline parallel degrees and MIG slice for it
+  gpu=H100                bundle: degrees, MIG slice and device for it; node_label=: its nodes
   licence=apache-2.0      bundle: of the weights
   path=FOLDER             where to (default: RUN_DIR/export/TARGET)
   dtype=bfloat16          of what is not quantised

@@ -8,9 +8,9 @@ from torch import nn
 
 from compress.errors import UnsupportedScheme
 from compress.export.card import CardFacts
-from compress.export.deploy import DeploySettings, write_deploy
+from compress.export.deploy import RESOURCES, DeploySettings, write_deploy
+from compress.export.tensorrt import BATCH, ONNX_FILE
 from compress.export.write import ExportResult, export
-from compress.models import config_of
 
 QUANTIZATION = {"modelopt": "modelopt"}
 """What `vllm serve` must be told; other formats are found in the checkpoint's configuration."""
@@ -36,25 +36,34 @@ def bundle(
         settings: see `export`.
 
     Raises:
-        UnsupportedScheme: the target has no server, or cannot serve the plan.
+        UnsupportedScheme: the target has no server, or none on these devices, or cannot serve the
+            plan.
         ExportMismatch: the file is not what was trained; `path` is as it was before.
         BadInput: `path` cannot be written.
     """
     if target in ("transformers", "pt2"):
         raise UnsupportedScheme(f"bundle=true: {target} has no server; use target=vllm")
+    if target == "tensorrt" and deploy.device != RESOURCES["NVIDIA"]:
+        raise UnsupportedScheme(
+            f"bundle=true: TensorRT runs on NVIDIA alone, and the server is planned for "
+            f"{deploy.device}; use target=vllm"
+        )
     filled = replace(deploy, quantization=deploy.quantization or QUANTIZATION.get(target))
-    facts = served_outputs(student)
 
     def add(folder: Path) -> None:
+        facts: dict[str, Any] = {}
+        if target == "tensorrt":
+            facts = {"batch": settings.get("batch") or BATCH, **engine_facts(folder / ONNX_FILE)}
         write_deploy(folder, filled, target=target, facts=facts)
 
     told = replace(card or CardFacts(), deployed=True)
     return export(student, target=target, path=path, card=told, finish=add, **settings)
 
 
-def served_outputs(student: nn.Module) -> dict[str, Any]:
-    """Whether a pass gives logits at every position, and how many each."""
-    classifies = type(student).__name__.endswith("ForSequenceClassification")
-    config = config_of(student)
-    outputs = int(config.num_labels if classifies else config.vocab_size)
-    return {"generates": not classifies, "outputs": outputs}
+def engine_facts(file: Path) -> dict[str, Any]:
+    """The output of an ONNX file without its batch, for Triton: -1 where an axis is dynamic."""
+    import onnx
+
+    output = onnx.load(file, load_external_data=False).graph.output[0]
+    _, *sizes = output.type.tensor_type.shape.dim
+    return {"output": output.name, "dims": [size.dim_value or -1 for size in sizes]}

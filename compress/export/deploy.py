@@ -17,6 +17,11 @@ KUBERNETES = ("deployment.yaml", "service.yaml", "keda-scaledobject.yaml", "hpa.
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SERVICE_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 IMAGE_NAME = re.compile(r"[a-z0-9][\w./:-]*(@sha256:[0-9a-f]{64})?", re.IGNORECASE)
+NODE_LABEL = re.compile(
+    r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[a-z0-9]([-\w.]{0,61}[a-z0-9])?"
+    r"=[a-z0-9]([-\w.]{0,61}[a-z0-9])?",
+    re.IGNORECASE | re.ASCII,
+)
 IMAGE = "vllm/vllm-openai:latest"
 GPUS_A_NODE = 8
 
@@ -41,7 +46,9 @@ class DeploySettings:
         pipeline_parallel: groups of GPUs that hold some layers each.
         mig: a slice such as `1g.10gb` in place of a whole GPU; None takes whole GPUs.
         device: what the cluster's device plugin calls one of them.
-        accelerator: value of the node label `nvidia.com/gpu.product`; None takes any node.
+        accelerator: what the degrees were planned for, for those who read the files.
+        node_label: KEY=VALUE of the nodes that serve, such as
+            `nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3`; None takes any node with the resource.
         min_replicas: servers that always run.
         max_replicas: at the highest load.
         waiting_requests: queued requests a server at which another one starts.
@@ -60,6 +67,7 @@ class DeploySettings:
     mig: str | None = None
     device: str = RESOURCES["NVIDIA"]
     accelerator: str | None = None
+    node_label: str | None = None
     min_replicas: int = 1
     max_replicas: int = 8
     waiting_requests: int = 5
@@ -74,7 +82,8 @@ class DeploySettings:
             BadInput: lists every setting that is wrong.
         """
         wrong = [
-            *_labels(self), *_counts(self), *_parallel(self), *_image(self), *_address(self)
+            *_labels(self), *_node(self), *_counts(self), *_parallel(self), *_image(self),
+            *_address(self),
         ]  # fmt: skip
         if wrong:
             raise BadInput("deploy settings:\n  " + "\n  ".join(wrong))
@@ -99,6 +108,15 @@ def _labels(settings: DeploySettings) -> list[str]:
             ("claim", DNS_LABEL, ""),
         )
         if not label.fullmatch(value := getattr(settings, key))
+    ]
+
+
+def _node(settings: DeploySettings) -> list[str]:
+    if settings.node_label is None or NODE_LABEL.fullmatch(settings.node_label):
+        return []
+    return [
+        f"node_label={settings.node_label!r} is no label of nodes: KEY=VALUE, such as "
+        "nvidia.com/gpu.product=NVIDIA-L4 (`kubectl get nodes --show-labels` lists them)"
     ]
 
 
@@ -179,10 +197,12 @@ def write_deploy(
         settings: what the files are filled with.
         target: of the export: Kubernetes files serve checkpoints that vLLM reads, a Triton model
             repository both those and TensorRT engines.
-        facts: `vocab_size` or `num_labels`, and `generates`, for Triton's outputs.
+        facts: of an engine, for Triton: `batch`, the most sequences at once, and `output` and
+            `dims` of the file; none of a checkpoint.
     """
     place = folder / FOLDER
     values = {**asdict(settings), "gpus": settings.gpus, "resource": settings.resource, **facts}
+    values["node"] = settings.node_label.split("=") if settings.node_label else None
     triton = place / "triton" / settings.name
     files = {place / "README.md": "README.md"}
     if target == "tensorrt":

@@ -1,5 +1,6 @@
 """One export of a run folder: restore the student, measure what the card says, write, tell."""
 
+import copy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from compress.evaluate.intervals import Interval, bootstrap_interval
 from compress.evaluate.quality import token_loss
 from compress.export.bundle import bundle
 from compress.export.card import CardFacts, program_lines
-from compress.export.deploy import DeploySettings, dns_label
+from compress.export.deploy import RESOURCES, DeploySettings, dns_label
 from compress.export.folder import refuse_other
 from compress.export.plan import collect_plan
+from compress.export.tensorrt import largest_input
 from compress.export.write import ExportResult, export
 from compress.models import config_of
+from compress.plan.accelerators import Accelerator, accelerators
 from compress.scripts.lib.facts import reproduce
 from compress.scripts.lib.restore import Restored, restore_student
 from compress.scripts.lib.run_folder import read_report, write_json
@@ -24,7 +27,10 @@ from compress.scripts.lib.trainer import validation_batches
 
 DEPLOYED = (
     "image", "namespace", "claim", "min_replicas", "max_replicas", "waiting_requests", "prometheus",
+    "node_label",
 )  # fmt: skip
+BATCH = 16
+"""Sequences at once that a server's plan holds where none is named."""
 
 
 def run(settings: dict[str, Any], words: list[str]) -> ExportResult:
@@ -34,7 +40,8 @@ def run(settings: dict[str, Any], words: list[str]) -> ExportResult:
     if settings["path"]:
         refuse_other(settings["path"])
     if settings["bundle"]:
-        DeploySettings(name="model", **chosen_of(settings))  # before anything is measured
+        # before anything is measured
+        DeploySettings(name="model", **chosen_of(settings), **devices_of(settings))
     restored = restore_student(run_dir, checkpoint=settings["checkpoint"])
     target = settings["target"] or restored.config.target or "vllm"
     asked = [f"{key}=true" for key in ("calibration", "cache") if settings[key]]
@@ -50,6 +57,11 @@ def run(settings: dict[str, Any], words: list[str]) -> ExportResult:
         "card": card_facts(settings, restored, report, words),
         **{key: True for key in ("calibration", "cache") if settings[key]},
     }
+    if target == "tensorrt":
+        config = config_of(restored.student)
+        batch, length = largest_input(config, batch=settings["batch"], length=settings["length"])
+        common |= {"batch": batch, "length": length}
+        settings = {**settings, "batch": batch, "length": length}  # which the plan must hold too
     if settings["bundle"]:
         deploy = deploy_settings(settings, restored, report)
         result = bundle(restored.student, deploy=deploy, **common)
@@ -129,6 +141,7 @@ def deploy_settings(
         model_path=f"/models/{name}",
         max_model_len=length,
         **chosen_of(settings),
+        **devices_of(settings),
         **placement,
     )
 
@@ -138,23 +151,44 @@ def chosen_of(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: settings[key] for key in DEPLOYED}
 
 
+def devices_of(settings: dict[str, Any]) -> dict[str, str]:
+    """What `gpu` is, and what its maker's device plugin calls it; nothing where none is named."""
+    if not settings["gpu"]:
+        return {}
+    device = named_device(settings["gpu"])
+    return {"accelerator": device.name, "device": RESOURCES[device.vendor]}
+
+
+def named_device(gpu: str) -> Accelerator:
+    """One accelerator of the planner's table.
+
+    Raises:
+        BadInput: several are named, or one that is not in it.
+    """
+    devices = accelerators(gpu)
+    if len(devices) != 1:
+        raise BadInput(f"gpu={gpu}: name one, the one that serves")
+    (device,) = devices.values()
+    return device
+
+
 def planned(settings: dict[str, Any], restored: Restored, *, length: int) -> dict[str, Any]:
     """TP, PP and MIG for one accelerator.
 
     Raises:
         BadInput: several accelerators are named, or the model does not fit on many of this one.
     """
-    from compress.plan import accelerators, place_serving, serving_memory, shape_of
+    from compress.plan import place_serving, serving_memory, shape_of
 
-    devices = accelerators(settings["gpu"])
-    if len(devices) != 1:
-        raise BadInput(f"gpu={settings['gpu']}: name one, the one that serves")
-    (device,) = devices.values()
-    shape = shape_of(restored.student.config)
+    device = named_device(settings["gpu"])
+    config = copy.deepcopy(restored.student.config)
+    config.architectures = [type(restored.student).__name__]  # one that was never saved names none
+    shape = shape_of(config)
     scheme, group_size = dominant_scheme(restored.student)
     memory = serving_memory(
-        shape, scheme=scheme, group_size=group_size, batch=settings["batch"], length=length
-    )
+        shape, scheme=scheme, group_size=group_size, batch=settings["batch"] or BATCH,
+        length=length,
+    )  # fmt: skip
     placed = place_serving(shape, memory, device)
     if placed is None:
         raise BadInput(f"gpu={device.name}: the model does not fit, whatever the degrees")

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from compress.export.write import ExportResult, export
 from compress.quantize import prepare, start
@@ -24,6 +24,17 @@ def tiny_bert(*, layers: int = 1, hidden: int = 64, labels: int = 3) -> torch.nn
         BertConfig(
             vocab_size=VOCAB, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4,
             intermediate_size=2 * hidden, max_position_embeddings=64, num_labels=labels,
+        )
+    )  # fmt: skip
+
+
+def tiny_encoder(*, layers: int = 1) -> torch.nn.Module:
+    """A model without a head, as `task=embedding` trains."""
+    torch.manual_seed(0)
+    return BertModel(
+        BertConfig(
+            vocab_size=VOCAB, hidden_size=32, num_hidden_layers=layers, num_attention_heads=2,
+            intermediate_size=64, max_position_embeddings=64,
         )
     )  # fmt: skip
 

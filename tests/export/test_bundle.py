@@ -11,7 +11,7 @@ import yaml
 from google.protobuf import text_format
 
 from compress.errors import BadInput, UnsupportedScheme
-from compress.export.bundle import bundle, served_outputs
+from compress.export.bundle import bundle, engine_facts
 from compress.export.card import CardFacts
 from compress.export.deploy import (
     RESOURCES,
@@ -20,15 +20,21 @@ from compress.export.deploy import (
     from_placement,
     write_deploy,
 )
+from compress.export.plan import collect_plan
+from compress.export.tensorrt import write_dense
 from compress.plan.accelerators import table
 from tests.export.fakes import quantized
-from tests.export.onnx_models import tiny_bert
+from tests.export.onnx_models import tiny_bert, tiny_encoder
 from tests.tiny import tiny_batch, tiny_llama
 
-OUTPUTS = {"generates": True, "outputs": 128}
+OUTPUTS = {"batch": 4, "output": "logits", "dims": [-1, 128]}
 SETTINGS = [
     {},
-    {"tensor_parallel": 4, "pipeline_parallel": 2, "accelerator": "NVIDIA-H100-80GB-HBM3"},
+    {
+        "tensor_parallel": 4,
+        "pipeline_parallel": 2,
+        "node_label": "nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3",
+    },
     {"mig": "1g.10gb", "max_model_len": 4096, "quantization": "modelopt"},
     {"device": "amd.com/gpu", "image": "rocm/vllm:1", "namespace": "123", "claim": "0"},
     {"name": "on"},
@@ -164,13 +170,14 @@ def test_triton_parses_the_streaming_model(tmp_path):
     assert settings["tensor_parallel_size"] == 2
 
 
-@pytest.mark.parametrize(("generates", "dims"), [(True, [-1, 128]), (False, [3])])
-def test_triton_parses_the_tensorrt_model(tmp_path, generates, dims):
-    facts = {"generates": generates, "outputs": dims[-1]}
+@pytest.mark.parametrize("dims", [[-1, 128], [3]])
+def test_triton_parses_the_tensorrt_model(tmp_path, dims):
+    facts = {**OUTPUTS, "dims": dims}
     place = deployed(tmp_path, target="tensorrt", facts=facts) / "triton" / "small"
     config = text_format.Parse((place / "config.pbtxt").read_text(), model_config())
     assert [value.name for value in config.input] == ["input_ids", "attention_mask"]
     assert list(config.output[0].dims) == dims
+    assert config.max_batch_size == 4
     assert (place / "1").is_dir()
     assert not (tmp_path / "deploy" / "kubernetes").exists()
 
@@ -220,9 +227,51 @@ def test_any_name_becomes_a_label(text):
     DeploySettings(name=dns_label(text))
 
 
-def test_outputs_are_read_from_the_model():
-    assert served_outputs(tiny_llama(layers=1)) == {"generates": True, "outputs": 128}
-    assert served_outputs(tiny_bert()) == {"generates": False, "outputs": 3}
+@pytest.mark.parametrize(("make", "dims"), [
+    (tiny_llama, [-1, 128]), (tiny_bert, [3]), (tiny_encoder, [-1, 32])
+])  # fmt: skip
+def test_outputs_are_those_of_the_engine(make, dims, tmp_path):
+    model = make(layers=1).eval()
+    write_dense(model, collect_plan(model), tmp_path / "model.onnx")
+    assert engine_facts(tmp_path / "model.onnx") == {"output": "logits", "dims": dims}
+
+
+def test_triton_takes_what_the_engine_is_built_for(tmp_path):
+    result = bundle(
+        tiny_encoder(), target="tensorrt", path=tmp_path / "out", dtype="float32", batch=2,
+        deploy=DeploySettings(name="small"),
+    )  # fmt: skip
+    place = result.path / "deploy" / "triton" / "small"
+    config = text_format.Parse((place / "config.pbtxt").read_text(), model_config())
+    assert (config.max_batch_size, list(config.output[0].dims)) == (2, [-1, 32])
+    script = (result.path / "trtexec.sh").read_text()
+    assert "--maxShapes=input_ids:2x64,attention_mask:2x64" in script
+
+
+def test_an_engine_is_not_planned_for_what_tensorrt_does_not_run_on(tmp_path):
+    other = DeploySettings(name="small", device=RESOURCES["AMD"], image="rocm/vllm:1")
+    with pytest.raises(UnsupportedScheme, match=r"NVIDIA alone.*amd\.com/gpu.*target=vllm"):
+        bundle(tiny_encoder(), target="tensorrt", path=tmp_path / "out", deploy=other)
+
+
+def test_a_server_goes_to_nodes_with_its_label_where_one_is_named(tmp_path):
+    named = manifest(tmp_path / "a", "deployment.yaml", node_label="nvidia.com/gpu.product=H100")
+    pod = named["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "H100"}
+    assert "nodeSelector" not in manifest(tmp_path / "b", "deployment.yaml")["spec"]["template"]
+
+
+def test_who_planned_for_one_accelerator_is_told_that_any_node_may_get_it(tmp_path):
+    told = deployed(tmp_path / "a", accelerator="H100") / "README.md"
+    assert "Planned for H100. Any node with `nvidia.com/gpu`" in told.read_text()
+    chosen = deployed(tmp_path / "b", accelerator="H100", node_label="a/b=c") / "README.md"
+    assert "Any node" not in chosen.read_text()
+
+
+@pytest.mark.parametrize("label", ["H100", "a/b/c=d", "a=b=c", "=x", "-a=b", "a=b c", "a: b=c"])
+def test_what_is_no_label_of_nodes_is_refused(label):
+    with pytest.raises(BadInput, match=r"is no label of nodes: KEY=VALUE"):
+        DeploySettings(name="small", node_label=label)
 
 
 def bundled(tmp_path, target="vllm", scheme="W8A8"):

@@ -3,22 +3,12 @@
 import json
 
 import pytest
-import torch
-from transformers import BertConfig, BertModel
 
 from compress.export.pooling import is_bare, write_pooling
 from compress.export.write import export
 from tests.export.fakes import quantized
-from tests.export.onnx_models import tiny_bert
-from tests.tiny import VOCAB, tiny_batch, tiny_llama
-
-
-def tiny_encoder():
-    torch.manual_seed(0)
-    return BertModel(BertConfig(
-        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=64,
-    ))  # fmt: skip
+from tests.export.onnx_models import tiny_bert, tiny_encoder
+from tests.tiny import tiny_batch, tiny_llama
 
 
 @pytest.mark.parametrize(("target", "scheme"), [

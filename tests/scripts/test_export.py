@@ -4,17 +4,23 @@ import contextlib
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import onnx
 import pytest
 import yaml
 from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification
 
+from compress.errors import BadInput
 from compress.export.tensorrt_calibration import read_cache
 from compress.export.write import WRITERS
 from compress.scripts.evaluate import main as evaluate
 from compress.scripts.export import HELP, TARGETS, main
+from compress.scripts.lib.export_run import deploy_settings
+from compress.scripts.lib.settings import read_settings
 from tests.scripts.small_run import small_run
+from tests.tiny import tiny_llama
 
 STATIC = "callbacks.qat.activations=static"
 
@@ -92,10 +98,11 @@ def test_the_card_of_a_named_checkpoint_claims_none_of_the_runs_losses(trained, 
         assert ("loss (nats/token)" in (place / "README.md").read_text()) is told
 
 
-def test_calibration_is_written_beside(trained, tmp_path):
+def test_calibration_is_written_beside_and_the_engine_is_as_large_as_asked(trained, tmp_path):
     folder, _ = trained
     words = [f"run_dir={folder}", "target=tensorrt", "calibration=true", f"path={tmp_path / 'out'}"]
-    assert main(words) == 0
+    assert main([*words, "batch=3", "length=9"]) == 0
+    assert "--maxShapes=input_ids:3x9," in (tmp_path / "out" / "trtexec.sh").read_text()
     assert read_cache((tmp_path / "out" / "implicit" / "calibration.cache").read_text())
 
 
@@ -149,6 +156,7 @@ def test_modelopt_refuses_int8_and_leaves_no_folder(trained, capsys):
         (["run_dir=nowhere", "bundel=true"], "Did you mean 'bundle'"),
         (["run_dir=nowhere", "target=vllm", "calibration=true"], "is for target=tensorrt"),
         (["run_dir=nowhere", "length=0"], "length=0: must be at least 1"),
+        (["run_dir=nowhere", "batch=few"], "batch=few: a whole number or null is expected"),
         (["run_dir=nowhere", "level=1.5"], "level=1.5: a share between 0 and 1"),
         (["run_dir=nowhere", "licence=do what"], "one SPDX name is expected"),
     ],
@@ -179,6 +187,44 @@ def test_settings_of_a_cluster_are_refused_before_anything_is_measured(trained, 
     said = capsys.readouterr().err
     assert "max_replicas=8 < min_replicas=9" in said
     assert "image='a b' names no image" in said and "prometheus='here' is no address" in said
+
+
+def deployed(gpu, model=None, **words):
+    asked = [f"gpu={gpu}", "name=small", *(f"{key}={value}" for key, value in words.items())]
+    settings = read_settings(asked, name="export", required=())
+    return deploy_settings(settings, model or SimpleNamespace(student=tiny_llama()), {})
+
+
+@pytest.mark.parametrize(
+    ("gpu", "resource"),
+    [("MI300X", "amd.com/gpu"), ("Gaudi2", "habana.ai/gaudi"), ("TPUv4", "google.com/tpu"),
+     ("Ascend910B", "huawei.com/Ascend910"), ("L4", "nvidia.com/gpu")],
+)  # fmt: skip
+def test_a_plan_asks_for_the_devices_it_was_made_for(gpu, resource):
+    found = deployed(gpu, image="here/vllm:1", node_label="pool=big")
+    assert (found.resource, found.accelerator, found.node_label) == (resource, gpu, "pool=big")
+
+
+def test_another_makers_container_is_asked_for_before_anything_is_measured(trained, capsys):
+    words = [f"run_dir={trained[0]}", "target=vllm", "bundle=true", "gpu=MI300X"]
+    assert main(words) == 2
+    assert "runs on NVIDIA alone" in capsys.readouterr().err
+
+
+def test_a_student_that_was_never_saved_is_planned_as_what_it_is(monkeypatch):
+    from compress import plan
+
+    config = BertConfig(
+        vocab_size=128, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64,
+    )  # fmt: skip
+    encoder, seen = BertForSequenceClassification(config), []
+    monkeypatch.setattr(plan, "serving_memory", lambda shape, **_: seen.append(shape))
+    monkeypatch.setattr(plan, "place_serving", lambda *_: None)
+    with pytest.raises(BadInput, match="does not fit"):
+        deployed("L4", SimpleNamespace(student=encoder))
+    assert (seen[0].name, seen[0].generates) == ("BertForSequenceClassification", False)
+    assert not encoder.config.architectures
 
 
 def copied(run, place):
