@@ -129,7 +129,7 @@ class NumberGuard(CompressionCallback):
         if not self._due:
             return  # what is NaN stays NaN; ranks agree where their gradients were summed
         losses, self._losses = self._losses, []
-        loss = sum(losses)
+        loss = sum(losses) * _unweighted(trainer, pl_module)
         problem, unexplained = self._problem(trainer, pl_module, loss)
         if not _on_any_rank(trainer, problem is not None):
             self.losses_seen = [*self.losses_seen, loss][-WINDOW:]
@@ -215,6 +215,13 @@ def _on_any_rank(trainer: Trainer, here: bool) -> bool:
     if trainer.world_size == 1:
         return here
     return bool(trainer.strategy.reduce_boolean_decision(here, all=False))
+
+
+def _unweighted(trainer: Trainer, pl_module: Any) -> float:
+    """Turns the sum of micro-batches' losses, weighed by their labels, into their mean."""
+    if not getattr(pl_module, "weighs_labels", False):
+        return 1.0
+    return float(pl_module.window.factor(trainer.accumulate_grad_batches))
 
 
 def _scaler(trainer: Trainer) -> Any:

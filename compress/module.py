@@ -9,8 +9,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
+from compress.accumulation import AccumulationWindow, scale_gradients
 from compress.batches import check_batch
 from compress.contract import Batch, LossSource, Step, Teacher, Trace, union_of_wants
 from compress.distill.chunked import head_losses
@@ -60,7 +62,32 @@ class CompressionMixin:
         for name, value in values.items():
             self.log(f"train/{name}", value, on_step=True, prog_bar=True)
         self.log("train/loss", total.detach(), on_step=True)
-        return total
+        return total * self._weight(step) if self.weighs_labels else total
+
+    @property
+    def weighs_labels(self) -> bool:
+        """Whether each label of an optimizer step counts alike, in whatever micro-batch it is.
+
+        DeepSpeed averages micro-batches in its own engine: there each counts alike.
+        """
+        own_engine = isinstance(self.trainer.strategy, DeepSpeedStrategy)
+        by_hand = not getattr(self, "automatic_optimization", True)
+        return self.trainer.accumulate_grad_batches > 1 and not (own_engine or by_hand)
+
+    @property
+    def window(self) -> AccumulationWindow:
+        """The labels of the optimizer step under way."""
+        found: AccumulationWindow = self.__dict__.setdefault("_window", AccumulationWindow())
+        return found
+
+    def _weight(self, step: Step) -> Tensor | float:
+        key, positions = (id(self.trainer), step.number), 1.0
+        if self.window.begins(key):
+            positions = float(step.batch["input_ids"].numel())
+            if self.trainer.world_size > 1:
+                held = torch.tensor(positions, device=step.student.hidden_BLH.device)
+                positions = float(self.trainer.strategy.reduce(held, reduce_op="mean"))
+        return self.window.weight(key, labels=step.count, positions=positions)
 
     def compression_step(self, batch: Batch, student: Trace) -> Step:
         """The step that callbacks are shown; its count is the mean over ranks."""
@@ -77,6 +104,9 @@ class CompressionMixin:
 
     def configure_gradient_clipping(self, *args: Any, **settings: Any) -> None:
         """Clips as Lightning does; then callbacks add what must not be clipped."""
+        if self.weighs_labels:
+            factor = self.window.factor(self.trainer.accumulate_grad_batches)
+            scale_gradients(self.parameters(), factor)  # type: ignore[attr-defined]
         super().configure_gradient_clipping(*args, **settings)  # type: ignore[misc]
         for callback in self.trainer.callbacks:
             if hasattr(callback, "after_clipping"):
