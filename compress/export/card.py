@@ -58,25 +58,41 @@ KINDS = {
 }  # fmt: skip
 """End of a class's name -> transformers' loader, what to ask vLLM, the hub's task."""
 
+LIBRARIES = {
+    "vllm": ("transformers", "compressed-tensors"),
+    "transformers": ("transformers", "compressed-tensors"),
+    "modelopt": ("Model Optimizer", "ModelOpt"),
+    "tensorrt": ("onnx", "onnx"),
+    "pt2": ("pytorch", "pt2"),
+}
+"""Target -> the hub's word for what loads the folder, the tag of its format."""
+
+POOLED = (
+    "A text's embedding is the mean of its last hidden states over all tokens but padding, "
+    "not normalised (`modules.json` tells vLLM and sentence-transformers, where it lies beside)."
+)
+
 
 def _kind(architecture: str) -> tuple[str, str, str]:
+    architecture = architecture.replace("LMHeadModel", "ForCausalLM")  # GPT-2's older name for it
     known = (kind for ending, kind in KINDS.items() if architecture.endswith(ending))
     return next(known, KINDS["Model"])
 
 
 def model_card(
-    plan: ExportPlan, facts: CardFacts, *, target: str, dtype: str, weight_bytes: int
-) -> str:
-    """The card as Markdown with the hub's YAML header."""
+    plan: ExportPlan, facts: CardFacts, *, target: str, dtype: str, weight_bytes: int,
+    cache: bool = False,
+) -> str:  # fmt: skip
+    """The card as Markdown with the hub's YAML header; `cache`: an ONNX file takes a past."""
     title = facts.name or f"{plan.architecture} {plan_name(plan)}"
     sections = [
-        _header(plan, facts),
+        _header(plan, facts, target),
         f"# {title}",
         _table(_about(plan, facts, dtype=dtype, weight_bytes=weight_bytes)),
         _figures("Quality", facts.quality),
         _figures("Speed", facts.speed),
         _sparsity(plan),
-        _loading(target, plan.architecture),
+        _loading(target, plan.architecture, cache=cache),
         "## Deployment\n\nSee `deploy/README.md`." if facts.deployed else "",
         "\n".join(facts.notes),
         f"Made by:\n```\n{facts.recipe}\n```" if facts.recipe else "",
@@ -84,17 +100,22 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _header(plan: ExportPlan, facts: CardFacts) -> str:
+def _header(plan: ExportPlan, facts: CardFacts, target: str) -> str:
     _, _, task = _kind(plan.architecture)
-    lines = ["---", "library_name: transformers", f"pipeline_tag: {task}"]
+    library, tag = LIBRARIES[target]
+    lines = ["---", f"library_name: {library}", f"pipeline_tag: {task}"]
     if facts.licence:
         lines.append(f"license: {facts.licence}")
     if facts.language:
         lines += ["language:", *(f"- {code}" for code in facts.language)]
     # the hub resolves base_model, so a description or a folder of one's own does not belong here
     if facts.base_model.count("/") == 1 and not facts.base_model.startswith((".", "/", "~")):
-        lines += [f"base_model: {facts.base_model}", "base_model_relation: quantized"]
-    lines += ["tags:", "- compressed-tensors" if plan.quantized else "- dense", "---"]
+        relation = "quantized" if plan.quantized else "finetune"
+        lines += [f"base_model: {facts.base_model}", f"base_model_relation: {relation}"]
+    # a checkpoint without quantised layers is a plain one
+    tags = [tag] if plan.quantized or tag != "compressed-tensors" else []
+    tags += [] if plan.quantized else ["dense"]
+    lines += ["tags:", *(f"- {tag}" for tag in tags), "---"]
     return "\n".join(lines)
 
 
@@ -145,7 +166,23 @@ def program_lines(place: object) -> str:
     )
 
 
-def _loading(target: str, architecture: str) -> str:
+def onnx_lines(place: object, *, cache: bool) -> str:
+    """Lines that run an ONNX file on three tokens, with a past of length 0 where it takes one."""
+    past = (
+        "past = {x.name: np.zeros((1, x.shape[1], 0, x.shape[3]), np.float32)"
+        " for x in session.get_inputs()[2:]}\n"
+    )
+    return (
+        "import numpy as np, onnxruntime\n"
+        f'session = onnxruntime.InferenceSession("{place}/model.onnx")\n'
+        "tokens = np.array([[1, 2, 3]])\n"
+        'inputs = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}\n'
+        + (f"{past}logits, *present = session.run(None, {{**inputs, **past}})" if cache
+           else "(logits,) = session.run(None, inputs)")
+    )  # fmt: skip
+
+
+def _loading(target: str, architecture: str, *, cache: bool) -> str:
     auto, ask, _ = _kind(architecture)
     transformers = (
         f"```python\nfrom transformers import {auto}, AutoTokenizer\n"
@@ -154,18 +191,16 @@ def _loading(target: str, architecture: str) -> str:
     )
     vllm = f'```python\nfrom vllm import LLM\nllm = LLM("PATH")\nprint({ask})\n```'
     onnx = (
-        "```python\nimport numpy as np, onnxruntime\n"
-        'session = onnxruntime.InferenceSession("PATH/model.onnx")\n'
-        "tokens = np.array([[1, 2, 3]])\n"
-        'print(session.run(None, {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}))\n'
-        "```\n\nOr build a TensorRT engine on the GPU that serves: `sh trtexec.sh`."
+        f"```python\n{onnx_lines('PATH', cache=cache)}\n```\n\n"
+        "Or build a TensorRT engine on the GPU that serves: `sh trtexec.sh`."
     )
     served = [vllm] if ask else []  # vLLM has no masked language models
     program = (
         f"```python\n{program_lines('PATH')}\n```\n\n`torch.export.load` unpickles: use it for "
         "files that you made, for others `compress.export.pt2_archive.open_program`."
     )
+    pooled = [POOLED] if (auto, ask) == KINDS["Model"][:2] else []
     ways = {
         "vllm": [*served, transformers], "modelopt": [vllm], "tensorrt": [onnx], "pt2": [program]
     }  # fmt: skip
-    return "\n\n".join(["## Loading", *ways.get(target, [transformers])])
+    return "\n\n".join(["## Loading", *ways.get(target, [transformers]), *pooled])

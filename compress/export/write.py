@@ -13,7 +13,7 @@ from compress.export.card import CardFacts, model_card
 from compress.export.folder import replaced_folder
 from compress.export.gate import Purpose, gate
 from compress.export.modelopt import write_modelopt
-from compress.export.plan import ExportPlan, collect_plan
+from compress.export.plan import collect_plan
 from compress.export.pt2 import write_pt2
 from compress.export.tensorrt import write_tensorrt
 from compress.export.verify import Verification, verify
@@ -109,7 +109,11 @@ def export(
         size = sum(file.stat().st_size for file in files)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
-        _write_card(plan, card, folder, target=target, dtype=chosen, size=size)
+        text = model_card(
+            plan, card or CardFacts(), target=target, dtype=_word(chosen), weight_bytes=size,
+            cache=bool(settings.get("cache")),
+        )  # fmt: skip
+        (folder / "README.md").write_text(text)
         checked = verify(
             student, folder, plan=plan, target=target, dtype=chosen, example_batch=example_batch
         )
@@ -124,21 +128,6 @@ def export(
         verification=checked,
         notes=verdict.notes,
     )
-
-
-def _write_card(
-    plan: ExportPlan,
-    card: CardFacts | None,
-    folder: Path,
-    *,
-    target: str,
-    dtype: torch.dtype,
-    size: int,
-) -> None:
-    text = model_card(
-        plan, card or CardFacts(), target=target, dtype=_word(dtype), weight_bytes=size
-    )
-    (folder / "README.md").write_text(text)
 
 
 def _word(dtype: torch.dtype) -> str:

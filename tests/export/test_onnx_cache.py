@@ -136,6 +136,16 @@ def test_the_commands_give_the_past_a_shape():
     assert "past_key_values.0.key:1x2x0x16" in script  # the first pass has no past
 
 
+@pytest.mark.parametrize("cache", [False, True])
+def test_the_lines_of_the_card_run(cache):
+    place = (cached() if cache else exported("decoder", "int8")).path
+    lines = (place / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    held = {}
+    exec(lines.replace("PATH", str(place)), held)
+    assert held["logits"].shape == (1, 3, 128)
+    assert [x.shape for x in held.get("present", [])] == [(1, 2, 3, 16)] * 2 * cache
+
+
 def test_no_profile_reaches_over_the_models_positions():
     shape = cache_shape(tiny_llama(layers=1))
     for length in (1, 64):
