@@ -151,7 +151,7 @@ def chosen_of(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: settings[key] for key in DEPLOYED}
 
 
-def devices_of(settings: dict[str, Any]) -> dict[str, str]:
+def devices_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What `gpu` is, and what its maker's device plugin calls it; nothing where none is named."""
     if not settings["gpu"]:
         return {}
