@@ -1,5 +1,10 @@
 """Claims about accumulation: `accumulate` changes memory, not what is learned."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
@@ -39,17 +44,19 @@ class Seen(L.Callback):
             self.gradients.append(found)
 
 
-def fit(accumulate, *, callbacks=(), clip=None, precision="32-true"):
+def fit(accumulate, *, callbacks=(), clip=None, ranks=1):
     torch.manual_seed(0)
-    seen = Seen()
+    seen, size = Seen(), 8 // accumulate // ranks
     trainer = L.Trainer(
         accelerator="cpu", max_steps=3, accumulate_grad_batches=accumulate, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[*callbacks, seen], gradient_clip_val=clip, precision=precision,
+        callbacks=[*callbacks, seen], gradient_clip_val=clip, devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto", use_distributed_sampler=False,
     )  # fmt: skip
     module = CompressionModule(student=tiny_llama(), teacher=teacher() if callbacks else None)
-    loader = torch.utils.data.DataLoader(Uneven(), batch_size=8 // accumulate)
-    trainer.fit(module, loader)
+    rows = torch.arange(len(Uneven())).view(-1, ranks, size)[:, int(os.environ.get("RANK", 0))]
+    data = torch.utils.data.Subset(Uneven(), rows.flatten().tolist())
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=size))
     return module, seen.gradients
 
 
@@ -79,3 +86,20 @@ def test_the_guard_sees_the_loss_of_the_step_whatever_its_labels():
     for accumulate, guard in zip((1, 8), guards, strict=True):
         fit(accumulate, callbacks=[guard])
     assert guards[1].losses_seen == pytest.approx(guards[0].losses_seen, rel=1e-4)
+
+
+def test_two_ranks_that_accumulate_learn_what_one_learns_at_once(tmp_path):
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*start, "-m", "tests.test_accumulation", str(tmp_path / "gradients.pt")]
+    subprocess.run(command, check=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    _, whole = fit(1)
+    cut = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    assert len(cut) == len(whole)
+    for one, other in zip(whole, cut, strict=True):
+        assert distance(other, one) < 1e-4
+
+
+if __name__ == "__main__":
+    _, seen_here = fit(2, ranks=2)
+    if os.environ["RANK"] == "0":
+        torch.save(seen_here, Path(sys.argv[1]))
