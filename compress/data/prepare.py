@@ -1,5 +1,6 @@
 """From rows of text to tokenised parts on disk: split, tokenizer, fixed-length rows, one cache."""
 
+import copy
 import hashlib
 import json
 import shutil
@@ -169,9 +170,11 @@ def _build(folder: Path, source: Source, settings: Settings, tokenizer: Any) -> 
             texts = counted(_texts(parts["train"]), "training the tokenizer", len(parts["train"]))
             tokenizer = train_byte_bpe(texts, vocab_size=settings.vocab_size)
             tokenizer.save_pretrained(folder / "tokenizer")
+        # a call leaves its truncation and padding in the tokenizer, which an export would then hold
+        own = copy.deepcopy(tokenizer)
         for part, rows in parts.items():
             tally: Counter[str] = Counter(documents=0)
-            encoded = _numbered(source.encode(rows, tokenizer, settings, tally), labels)
+            encoded = _numbered(source.encode(rows, own, settings, tally), labels)
             shown = counted(encoded, f"tokenising {part}")
             written = _write_encoded(shown, folder / f"{part}.arrow", source.outputs)
             tokens = len(written) * source.outputs["input_ids"]

@@ -1,6 +1,7 @@
 """The tokenizer of a run: given, loaded by name, or trained here on the train part."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -86,8 +87,19 @@ def _loaded(where: str) -> Any:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """A hash of all that decides which ids a text gets."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    facts = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    facts += repr((tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.chat_template))
+    """A hash of all that decides which ids a text gets, chat template and special tokens too."""
+    special = sorted(tokenizer.special_tokens_map.items())
+    ids = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    how = (tokenizer.truncation_side, tokenizer.split_special_tokens)
+    facts = repr((_rules_of(tokenizer), special, ids, how, tokenizer.chat_template))
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _rules_of(tokenizer: Any) -> str:
+    """Vocabulary, merges and the like."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return repr(sorted(tokenizer.get_vocab().items()))
+    # truncation and padding are only how it was called last
+    rules = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+    return json.dumps(rules)

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from compress.data import classification
+from compress.data import classification, sentences
+from compress.data.tokenizer import train_byte_bpe
 from compress.errors import BadInput
-from tests.data.texts import write_lines
+from tests.data.texts import story, write_lines
 
 SIZES = {"vocab_size": 300, "sequence_length": 16}
 
@@ -65,3 +66,24 @@ def test_a_wrong_label_column_is_told(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", rows())
     with pytest.raises(BadInput, match=r"no column 'labell'. Did you mean 'label'"):
         classification(path=path, label_column="labell", cache_dir=tmp_path / "c", **SIZES)
+
+
+@pytest.mark.parametrize("source", [classification, sentences])
+def test_cut_texts_leave_the_tokenizer_as_it_was(source, tmp_path):
+    tokenizer = train_byte_bpe([story(words=400)], vocab_size=300)
+    before = tokenizer.backend_tokenizer.to_str()
+    path = write_lines(tmp_path / "a.jsonl", rows())
+    made = [
+        source(path=path, tokenizer=tokenizer, sequence_length=4, cache_dir=tmp_path / str(n))
+        for n in range(2)
+    ]
+    assert tokenizer.backend_tokenizer.to_str() == before
+    assert made[0].fingerprint == made[1].fingerprint
+
+
+def test_the_truncation_that_a_tokenizer_came_with_stays(tmp_path):
+    tokenizer = train_byte_bpe([story(words=400)], vocab_size=300)
+    tokenizer.backend_tokenizer.enable_truncation(max_length=7)
+    path = write_lines(tmp_path / "a.jsonl", rows())
+    data = classification(path=path, tokenizer=tokenizer, sequence_length=4, cache_dir=tmp_path)
+    assert data.tokenizer.backend_tokenizer.truncation["max_length"] == 7

@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 
@@ -52,3 +53,20 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused():
 def test_a_folder_without_a_tokenizer_is_told(tmp_path):
     with pytest.raises(BadInput, match="no tokenizer at"):
         load_tokenizer(str(tmp_path / "none"))
+
+
+def test_how_it_was_called_last_does_not_change_the_digest(tokenizer):
+    called = copy.deepcopy(tokenizer)
+    called("a tree walks over a stone", truncation=True, max_length=2)
+    called(["a", "a tree"], padding=True)
+    assert tokenizer_digest(called) == tokenizer_digest(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("bos_token", "<|pad|>"), ("truncation_side", "left"), ("split_special_tokens", True)],
+)
+def test_what_changes_the_ids_changes_the_digest(tokenizer, name, value):
+    other = copy.deepcopy(tokenizer)
+    setattr(other, name, value)
+    assert tokenizer_digest(other) != tokenizer_digest(tokenizer)
