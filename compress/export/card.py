@@ -102,8 +102,8 @@ def model_card(
 
 def _header(plan: ExportPlan, facts: CardFacts, target: str) -> str:
     _, _, task = _kind(plan.architecture)
-    library, tag = LIBRARIES[target]
-    lines = ["---", f"library_name: {library}", f"pipeline_tag: {task}"]
+    library, tag = LIBRARIES.get(target, ("", target))  # a target of one's own names no library
+    lines = ["---", *([f"library_name: {library}"] if library else []), f"pipeline_tag: {task}"]
     if facts.licence:
         lines.append(f"license: {facts.licence}")
     if facts.language:

@@ -69,3 +69,8 @@ def test_a_dense_model_is_called_neither_quantised_nor_compressed_tensors(target
     header = header_of(tiny_llama(layers=1), target)
     assert header["base_model_relation"] == "finetune"
     assert "dense" in header["tags"] and "compressed-tensors" not in header["tags"]
+
+
+def test_a_target_of_ones_own_claims_no_library():
+    header = header_of(quantized(tiny_llama(layers=1), "W8A8"), "mine")
+    assert "library_name" not in header and header["tags"] == ["mine"]
