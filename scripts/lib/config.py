@@ -10,7 +10,7 @@ from typing import Any
 
 from compress.errors import BadInput, did_you_mean
 from compress.scripts.lib.kinds import check_callback_settings, check_keys, check_kinds, check_top
-from compress.scripts.lib.targets import check_switches, check_targets
+from compress.scripts.lib.targets import check_resolved, check_switches, check_targets
 
 
 def recipes_folder() -> Path:
@@ -64,8 +64,10 @@ def compose(words: list[str], *, primary: str = "train") -> Any:
             raise BadInput(f"a recipe file is no YAML: {' '.join(str(error).split())}") from error
         except RecursionError as error:
             raise BadInput("the configuration refers to itself without end") from error
+    plain = OmegaConf.to_container(config)
+    check_resolved(plain, whose="the configuration")
     _check_missing(config)
-    check_values(OmegaConf.to_container(config), defaults, words)
+    check_values(plain, defaults, words)
     return config
 
 

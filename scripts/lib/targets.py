@@ -88,6 +88,38 @@ def _switches_in(node: Any, where: str) -> Iterator[tuple[str, Any]]:
             yield from _switches_in(value, f"{where}[{index}]")
 
 
+def check_resolved(node: Any, *, whose: str) -> None:
+    """Refuse texts that still hold `${`: whoever reads them next would resolve them once more.
+
+    Args:
+        node: plain data, resolved.
+        whose: file or configuration that it is, for the message.
+
+    Raises:
+        BadInput: lists every such text.
+
+    >>> check_resolved({"run_dir": "runs/a", "cost": "$5"}, whose="the configuration")
+    """
+    problems = [f"{place}={text!r:.200}" for place, text in _texts_in(node, "") if "${" in text]
+    if problems:
+        raise BadInput(
+            "\n".join(problems)
+            + f"\n{whose} holds ${{...}} in a text that was read already; read once more, it could "
+            "name an environment variable: write the value itself"
+        )
+
+
+def _texts_in(node: Any, where: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, str):
+        yield where, node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from _texts_in(value, f"{where}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _texts_in(value, f"{where}[{index}]")
+
+
 def import_callback(target: str, allow_modules: Sequence[str] = ()) -> Any:
     """The Lightning callback class of this name.
 

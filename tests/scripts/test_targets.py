@@ -124,6 +124,26 @@ def test_a_recipe_reads_no_environment(recipe, monkeypatch, text):
     assert "HIDDEN" not in str(refused.value)
 
 
+@pytest.mark.parametrize("escaped", [
+    r"'\${oc.env:SECRET_OF_TEST}'",
+    r"'\\\${oc.env:SECRET_OF_TEST}'",
+    r"'\${${run_dir}:SECRET_OF_TEST}'" + "\nrun_dir: oc.env",
+    "'${run_dir}{oc.env:SECRET_OF_TEST}'\nrun_dir: $",
+    r"""'${oc.decode:"\${oc.env:SECRET_OF_TEST}"}'""",
+])  # fmt: skip
+@pytest.mark.parametrize("place", ["ckpt: {}", "logger:\n  tags: [{}]", "cache:\n  deep: {}"])
+def test_an_escaped_interpolation_is_not_read_later(recipe, monkeypatch, escaped, place):
+    monkeypatch.setenv("SECRET_OF_TEST", "HIDDEN")
+    text, _, beside = escaped.partition("\n")
+    with pytest.raises(BadInput) as refused:
+        recipe(f"{place.format(text)}\n{beside}")
+    assert "HIDDEN" not in str(refused.value)
+
+
+def test_a_resolved_text_with_a_dollar_stays(recipe):
+    assert recipe("run_dir: 'a$b'\nckpt: ${run_dir}").ckpt == "a$b"
+
+
 def test_the_environment_is_readable_again_afterwards(monkeypatch):
     from omegaconf import OmegaConf
 
