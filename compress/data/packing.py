@@ -44,11 +44,25 @@ def packed_source(
 ) -> Source:
     """A source whose rows come from `pieces_of`."""
     return Source(
-        rows=rows, validation_rows=validation_rows, content=content, words=words, encode=pack,
+        rows=_counted_on(rows),
+        validation_rows=_counted_on(validation_rows) if validation_rows else None,
+        content=content, words=words, encode=pack,
         columns={"number": Value("int64"), "ends": Value("bool")},
         outputs={"input_ids": length, "labels": length},
         details={"kind": "packed"}, skipped=skipped or {},
     )  # fmt: skip
+
+
+def _counted_on(rows: Rows) -> Rows:
+    """Numbers that run on, with a gap before each document: neighbours are of one document."""
+
+    def counted_rows() -> Iterator[dict[str, Any]]:
+        number = 0
+        for row in rows():
+            number += 1 if row["number"] else 2
+            yield {**row, "number": number}
+
+    return counted_rows
 
 
 def pack(
@@ -68,7 +82,7 @@ def pack(
 
 def _joined(rows: Any, tokenizer: Any, tally: Counter[str]) -> Iterator[list[int]]:
     """Tokens of each piece, end of text between pieces that do not follow one another."""
-    expected = 0  # number of the piece that would continue the last one; 0: a document begins
+    expected = 0  # number of the piece that would continue the last one; 0: its document has ended
     for batch in rows.iter(batch_size=64):
         encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
         for tokens, number, ends in zip(encoded, batch["number"], batch["ends"], strict=True):
