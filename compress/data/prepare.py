@@ -127,8 +127,9 @@ def prepare(
     if tokenizer is None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     counts = facts["counts"] | ({"skipped": dict(source.skipped)} if source.skipped else {})
+    words = "; ".join(filter(None, (source.words, facts.get("held_out"))))
     return TextData(
-        tokenizer=tokenizer, fingerprint=name, source=source.words, counts=counts,
+        tokenizer=tokenizer, fingerprint=name, source=words, counts=counts,
         labels=tuple(facts["labels"]), **parts,
     )  # fmt: skip
 
@@ -164,7 +165,7 @@ def _build(folder: Path, source: Source, settings: Settings, tokenizer: Any) -> 
     work = folder / "work"
     counts: dict[str, dict[str, int]] = {}
     with _quiet():
-        parts = _split(work, source, settings)
+        parts, held_out = _split(work, source, settings)
         labels = source.name_labels(_labels_in(parts)) if source.name_labels else []
         if tokenizer is None:
             texts = counted(_texts(parts["train"]), "training the tokenizer", len(parts["train"]))
@@ -182,26 +183,48 @@ def _build(folder: Path, source: Source, settings: Settings, tokenizer: Any) -> 
     _check_parts(counts, settings)
     shutil.rmtree(work)
     kept = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    facts = {"counts": counts, "labels": labels, "files": seal(folder, kept)}
+    facts = {"counts": counts, "labels": labels, "held_out": held_out, "files": seal(folder, kept)}
     (folder / "facts.json").write_text(json.dumps(facts, indent=1))
 
 
-def _split(work: Path, source: Source, settings: Settings) -> dict[str, Dataset]:
+def _split(work: Path, source: Source, settings: Settings) -> tuple[dict[str, Dataset], str]:
+    """The parts, and in words what was left out of the others for the held-out rows' sake."""
     columns = {"text": Value("large_string"), "key": Value("int64"), **source.columns}
     work.mkdir()
     features = Features(columns)
     raw = _write_rows(counted(source.rows(), "reading"), work / "rows.arrow", features)
     if len(raw) == 0:
         raise BadInput("there is no text in the data: every document is empty")
-    share = settings.validation_share if source.validation_rows is None else 0.0
+    if source.validation_rows is None:
+        return _dealt_out(raw, settings, validation_share=settings.validation_share), ""
+    rows = counted(source.validation_rows(), "reading validation")
+    held_out = _write_rows(rows, work / "validation_rows.arrow", features)
+    kept, told = _without(raw, held_out)
+    return {**_dealt_out(kept, settings, validation_share=0.0), "validation": held_out}, told
+
+
+def _dealt_out(rows: Dataset, settings: Settings, *, validation_share: float) -> dict[str, Dataset]:
     numbers = split_by_key(
-        np.asarray(raw["key"]), validation_share=share, test_share=settings.test_share
+        np.asarray(rows["key"]), validation_share=validation_share, test_share=settings.test_share
     )
-    parts = {part: raw.select(rows_N) for part, rows_N in numbers.items()}
-    if source.validation_rows is not None:
-        held_out = counted(source.validation_rows(), "reading validation")
-        parts["validation"] = _write_rows(held_out, work / "validation_rows.arrow", features)
-    return parts
+    return {part: rows.select(rows_N) for part, rows_N in numbers.items()}
+
+
+def _without(rows: Dataset, held_out: Dataset) -> tuple[Dataset, str]:
+    """Rows whose key no held-out row has, since equal texts share a part; and that in words.
+
+    Raises:
+        BadInput: none is left.
+    """
+    shared_N = np.isin(np.asarray(rows["key"]), np.asarray(held_out["key"]))
+    count = int(shared_N.sum())
+    if count == len(rows):
+        raise BadInput(
+            f"all {count} rows of the data stand in the validation data too: nothing is left to "
+            "train on. Hold out other texts, or none: data.validation_share then holds out a share"
+        )
+    told = f"{count} of {len(rows)} rows stand in the validation data and were not trained on"
+    return rows.select(np.flatnonzero(~shared_N)), told if count else ""
 
 
 def _texts(rows: Dataset) -> Iterator[str]:

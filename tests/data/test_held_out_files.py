@@ -57,3 +57,22 @@ def test_files_apart_are_told_without_a_remark(texts, tmp_path):
         cache_dir=tmp_path / "c", **SIZES,
     )  # fmt: skip
     assert data.source == "1 file (train.jsonl); validation: 1 file (valid.jsonl)"
+
+
+@pytest.mark.parametrize("source", [text_files, classification, instruction, sentences])
+def test_rows_that_another_file_holds_out_are_not_trained_on(source, texts, tmp_path):
+    held_out = write_lines(tmp_path / "copy.jsonl", rows("heldout", 10))
+    settings = {"path": texts, "validation_path": held_out, "cache_dir": tmp_path / "c"}
+    for _ in range(2):  # made, and found
+        data = source(**settings, **SIZES)
+        assert data.counts["train"]["documents"] == 30
+        assert data.counts["validation"]["documents"] == 10
+        assert "heldout" not in data.tokenizer.decode(data.train[:]["input_ids"].flatten())
+        assert "; 10 of 40 rows stand in the validation data and were not" in data.source
+
+
+@pytest.mark.parametrize("source", [text_files, classification, instruction, sentences])
+def test_a_copy_of_all_that_is_trained_on_is_refused(source, texts, tmp_path):
+    copy = write_lines(tmp_path / "copy.jsonl", rows("learned", 30))
+    with pytest.raises(BadInput, match=r"all 30 rows .* nothing is left to train on"):
+        source(path=texts / "train.jsonl", validation_path=copy, cache_dir=tmp_path / "c", **SIZES)
