@@ -6,6 +6,7 @@ Standard library alone. Redirects are not followed: they could carry the key els
 import http.client
 import json
 import random
+import re
 import socket
 import ssl
 import threading
@@ -31,12 +32,54 @@ class _Again(Exception):
         self.after = after
 
 
+def is_local(url: str) -> bool:
+    """Whether this address never leaves the machine.
+
+    >>> is_local("http://127.0.0.1:8000"), is_local("http://127.0.0.1.example.org")
+    (True, False)
+    """
+    try:
+        return urlsplit(url).hostname in LOOPBACK
+    except ValueError:  # half a bracket: no address at all
+        return False
+
+
+def without_secrets(url: str) -> str:
+    """An address as it may be shown: no user, no password, no query.
+
+    >>> without_secrets("https://me:pw@host:8000/v1?token=t")
+    'https://***@host:8000/v1'
+    """
+    return re.sub(r"//.*@", "//***@", re.split(r"[?#]", url)[0])
+
+
+def url_problem(url: str) -> str | None:
+    """What is wrong with a server's address; None where nothing is.
+
+    >>> url_problem("http://127.0.0.1:8000")
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        usable = False
+    if not usable:
+        return "must look like http://host:8000"
+    if parts.query or parts.fragment or parts.username is not None:
+        return (
+            "has a user, a password or a query, and none of them is sent: leave them out, and name "
+            "the environment variable that holds the key: teacher.served.api_key_env=..."
+        )
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class JsonClient:
     """Asks one server.
 
     Args:
-        url: `http://host:port` or `https://...`; certificates are always verified.
+        url: `http://host:port` or `https://...`, without a user, a password or a query;
+            certificates are always verified.
         api_key: sent as a bearer token; refused over plain http to another machine.
         timeout: seconds that one attempt may take, connecting and dripping included.
         retries: further attempts after a refused connection, a stall, 429 or 5xx; 0 is one attempt.
@@ -55,10 +98,9 @@ class JsonClient:
     ca_file: str | None = None
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadInput(f"teacher url {self.url!r} must look like http://host:8000")
-        if self.api_key and parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        if problem := url_problem(self.url):
+            raise BadInput(f"teacher url {without_secrets(self.url)} {problem}")
+        if self.api_key and urlsplit(self.url).scheme == "http" and not is_local(self.url):
             raise BadInput(f"{self.url}: an API key would travel in clear; use https://")
 
     def ask(self, method: str, path: str, body: Any = None, *, max_bytes: int) -> Any:

@@ -35,12 +35,13 @@ class ServedTeacher:
         timeout: seconds a request may take in all.
         retries: further attempts when it is down, stalls, or says 429 or 5xx.
         backoff: seconds before the second attempt; doubles, with jitter.
-        api_key_env: environment variable with the key; unset sends none.
+        api_key_env: environment variable with the key; None sends none.
         ca_file: authority of a private server's certificate.
         tokenizer: the student's; compared with the server's on a few texts (vLLM's `/tokenize`).
 
     Raises:
-        BadInput: the server is down, does not serve this model, or tokenizes otherwise.
+        BadInput: the server is down, does not serve this model, or tokenizes otherwise; or the
+            variable named by `api_key_env` is not set.
     """
 
     def __init__(
@@ -54,13 +55,13 @@ class ServedTeacher:
         timeout: float = 120.0,
         retries: int = 5,
         backoff: float = 0.5,
-        api_key_env: str = "OPENAI_API_KEY",
+        api_key_env: str | None = None,
         ca_file: str | None = None,
         tokenizer: Any = None,
     ) -> None:
         """Asks once which models are served."""
         self.client = JsonClient(
-            url=url, api_key=os.environ.get(api_key_env), timeout=timeout, retries=retries,
+            url=url, api_key=_key_in(api_key_env), timeout=timeout, retries=retries,
             backoff=backoff, ca_file=ca_file,
         )  # fmt: skip
         self.model = self.name_or_path = model
@@ -155,6 +156,17 @@ class ServedTeacher:
         if not all(math.isfinite(value) and value <= 1e-3 for value, _ in best):
             raise BadInput(f"the teacher server answers impossible log-probabilities: {best[:3]}")
         return [token for _, token in best], [value for value, _ in best]
+
+
+def _key_in(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    if not os.environ.get(variable):
+        raise BadInput(
+            f"teacher.served.api_key_env={variable}: this environment variable is not set; set it, "
+            "or leave the setting out to send no key"
+        )
+    return os.environ[variable]
 
 
 def _field(answer: Any, pick: Any, url: str) -> Any:

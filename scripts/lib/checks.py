@@ -12,6 +12,7 @@ from compress.scripts.lib.launch import rank_here
 from compress.scripts.lib.limits import limit_problems
 from compress.scripts.lib.strategies import strategy_problems
 from compress.scripts.lib.tasks import task_problems
+from compress.teachers.http_json import url_problem, without_secrets
 
 PATHS_OF_DATA = ("path", "validation_path", "roots")
 
@@ -95,6 +96,8 @@ def _host_problems(config: Any) -> Iterator[str]:
         place = teacher.deepspeed.nvme_path
         if not isinstance(place, str) or _why_no_path(place) or not Path(place).is_dir():
             yield f"teacher.deepspeed.nvme_path={place}: offload=nvme needs a folder on that disk"
+    if teacher.host == "served":
+        yield from _server_problems(teacher.served)
     if teacher.cache is not None and (why := _why_no_path(teacher.cache)):
         yield f"teacher.cache={teacher.cache:.80}: {why}"
     elif teacher.host == "cached" and teacher.cache is not None and "cache" not in config:
@@ -104,6 +107,16 @@ def _host_problems(config: Any) -> Iterator[str]:
                 f"teacher.cache={folder}: there is no teacher cache; write it first: "
                 f"recipe=cache_teacher teacher.cache={folder}"
             )
+
+
+def _server_problems(served: Any) -> Iterator[str]:
+    if why := url_problem(str(served.url)):
+        yield f"teacher.served.url={without_secrets(str(served.url))} {why}"
+    if not isinstance(served.api_key_env, str | None):
+        yield (
+            f"teacher.served.api_key_env={served.api_key_env}: the name of an environment variable "
+            "is expected, such as OPENAI_API_KEY"
+        )
 
 
 def _together_problems(config: Any) -> Iterator[str]:

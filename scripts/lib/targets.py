@@ -2,8 +2,8 @@
 
 Two walls. `check_targets` looks at the names alone, before anything is imported. `import_target`
 looks at what was found: a name such as `compress.data.store.os.system` passes for one of ours and
-is none. What only the user may switch (`allow_modules`, `trust_remote_code`) must stand on the
-command line: a recipe that could switch it would be its own judge.
+is none. What only the user may switch (`allow_modules`, `trust_remote_code`, `api_key_env`) must
+stand on the command line: a recipe that could switch it would be its own judge.
 """
 
 import importlib
@@ -12,10 +12,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from compress.errors import BadInput, did_you_mean
+from compress.teachers.http_json import is_local, without_secrets
 
 ALLOWED_PACKAGES = ("compress", "lightning", "torch", "torchmetrics", "transformers")
 DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
-ONLY_BY_COMMAND_LINE = {"allow_modules": [], "trust_remote_code": False}
+ONLY_BY_COMMAND_LINE = {"allow_modules": [], "trust_remote_code": False, "api_key_env": None}
+"""Switches, each with what it is where nobody touched it."""
+
+WHAT_THEY_DO = {
+    "allow_modules": "lets foreign code run",
+    "trust_remote_code": "lets foreign code run",
+    "api_key_env": "sends a key of yours away",
+}
 
 
 def check_targets(node: Any, allow_modules: Sequence[str], where: str = "") -> None:
@@ -67,10 +75,16 @@ def check_switches(config: Any, words: Sequence[str]) -> None:
     """
     said = {word.lstrip("+").partition("=")[0] for word in words}
     problems = [
-        f"{place}={value} stands in a recipe file; it lets foreign code run, so it counts only "
-        f"on the command line: {place}={value}"
+        f"{place}={value} stands in a recipe file; it {WHAT_THEY_DO[place.rpartition('.')[2]]}, so "
+        f"it counts only on the command line: {place}={value}"
         for place, value in _switches_in(config, "")
         if place not in said
+    ]
+    problems += [
+        f"{place}={without_secrets(url)} stands in a recipe file, and the key in {name} would be "
+        f"sent there; where that is what you want, say the address too: {place}=..."
+        for place, url, name in _servers_in(config, "")
+        if place not in said and not is_local(url)
     ]
     if problems:
         raise BadInput("\n".join(problems))
@@ -86,6 +100,15 @@ def _switches_in(node: Any, where: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _switches_in(value, f"{where}[{index}]")
+
+
+def _servers_in(node: Any, where: str) -> Iterator[tuple[str, str, str]]:
+    """The addresses that get a key, each with the name of its variable."""
+    if isinstance(node, dict):
+        if node.get("api_key_env") is not None and "url" in node:
+            yield f"{where}.url".lstrip("."), str(node["url"]), str(node["api_key_env"])
+        for key, value in node.items():
+            yield from _servers_in(value, f"{where}.{key}".lstrip("."))
 
 
 def check_resolved(node: Any, *, whose: str) -> None:

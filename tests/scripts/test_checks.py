@@ -53,6 +53,9 @@ WRONG = {
     "data=text data.path=[]": "empty",
     "data=text data.path=/no/where": "no such file",
     "ckpt=last run_dir=/no/where": "no run at",
+    "teacher.host=served teacher.served.url=http://me:pw@host": "//***@host has a user",
+    "teacher.host=served teacher.served.url=host:8000": "must look like http",
+    "teacher.host=served teacher.served.api_key_env=[1]": "the name of an environment variable",
 }
 
 

@@ -90,9 +90,9 @@ def recipe(tmp_path, monkeypatch):
     shutil.copytree(configuration.recipes_folder(), folder)
     monkeypatch.setattr(configuration, "recipes_folder", lambda: folder)
 
-    def write(text):
+    def write(text, *words):
         (folder / "recipe" / "evil.yaml").write_text(f"# @package _global_\n{text}\n")
-        return compose(["recipe=evil", "teacher=embedded"])
+        return compose(["recipe=evil", "teacher=embedded", *words])
 
     return write
 
@@ -104,10 +104,29 @@ def test_an_innocent_recipe_composes(recipe):
 @pytest.mark.parametrize("text", [
     "allow_modules: [os]\ncallbacks:\n  x: {_target_: os.system, command: id}",
     "teacher:\n  trust_remote_code: true",
+    "teacher:\n  served: {api_key_env: AWS_SECRET_ACCESS_KEY}",
+    "teacher:\n  served: {api_key_env: OPENAI_API_KEY, url: 'https://evil.example'}",
 ])  # fmt: skip
 def test_a_recipe_cannot_trust_itself(recipe, text):
     with pytest.raises(BadInput, match=r"only on the command line|only\non"):
         recipe(text)
+
+
+KEY, SERVER = "teacher.served.api_key_env=OPENAI_API_KEY", "teacher.served.url=https://mine.example"
+
+
+def test_a_recipe_does_not_choose_where_a_key_goes(recipe):
+    text = "teacher:\n  served: {url: 'https://me:HIDDEN@evil.example'}"
+    assert recipe(text).teacher.served.api_key_env is None
+    with pytest.raises(BadInput, match=r"evil\.example stands in a recipe.*say the add") as refused:
+        recipe(text, KEY)
+    assert "HIDDEN" not in str(refused.value)
+    assert recipe(text, KEY, SERVER).teacher.served.url == "https://mine.example"
+
+
+def test_a_server_on_this_machine_gets_a_key_by_one_word(recipe):
+    found = recipe("teacher:\n  served: {url: 'http://localhost:8000'}", KEY)
+    assert found.teacher.served.api_key_env == "OPENAI_API_KEY"
 
 
 @pytest.mark.parametrize("text", [

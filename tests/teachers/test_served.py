@@ -10,7 +10,7 @@ import torch
 
 from compress.contract import Want
 from compress.errors import BadInput
-from compress.teachers.http_json import JsonClient
+from compress.teachers.http_json import JsonClient, is_local
 from compress.teachers.served import ServedTeacher
 from tests.teachers.fake_server import Behaviour, serving
 from tests.teachers.toys import ToyTeacher, rows
@@ -165,3 +165,36 @@ def test_the_key_is_sent_and_never_in_clear_to_another_machine(monkeypatch):
     with pytest.raises(BadInput, match="in clear") as caught:
         JsonClient(url="http://teacher.example:8000", api_key="secret")
     assert "secret" not in str(caught.value)
+
+
+def test_no_key_is_sent_that_nobody_named(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    behaviour = Behaviour(ToyTeacher())
+    ask(behaviour, rows(1))
+    assert behaviour.keys == [None]
+
+
+def test_a_key_that_is_named_and_not_there_is_told(monkeypatch):
+    monkeypatch.delenv("TEACHER_KEY", raising=False)
+    with pytest.raises(BadInput, match="api_key_env=TEACHER_KEY: this environment variable is not"):
+        ServedTeacher("http://127.0.0.1:9", "toy", vocab_size=50, api_key_env="TEACHER_KEY")
+
+
+@pytest.mark.parametrize("url", [
+    "http://me:SECRET@host:8000", "http://me:SEC/RET@host:8000", "https://SECRET@host",
+    "https://host/v1?token=SECRET", "https://host/v1#SECRET", "ftp://me:SECRET@host",
+    "http://me:SECRET@host:port",
+])  # fmt: skip
+def test_an_address_with_a_secret_is_refused_and_not_repeated(url):
+    with pytest.raises(BadInput, match="teacher url") as refused:
+        JsonClient(url=url)
+    assert "SEC" not in str(refused.value) and "RET" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", [
+    "http://127.0.0.1.example.org", "http://localhost.example.org:8000", "http://127.0.0.1@evil",
+    "http://[::1", "http://evil#localhost", "http://evil?127.0.0.1",
+])  # fmt: skip
+def test_what_only_looks_local_is_not(url):
+    assert not is_local(url)
+    assert is_local("http://127.0.0.1:8000/v1") and is_local("https://[::1]:8000")
