@@ -31,7 +31,14 @@ from torch import Tensor, nn
 from compress.contract import Batch
 from compress.errors import BadInput
 
-VERSION = 1
+VERSION = 2
+"""Raise it where old caches cannot be read, or cannot be told from those of another teacher."""
+
+NAMES = frozenset(
+    ("_name_or_path", "architectures", "base_model_name_or_path", "id2label", "label2id",
+     "revision", "transformers_version", "use_cache")
+)  # fmt: skip
+"""Fields of a model's configuration that decide no number of its answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,8 @@ class Identity:
     """What a cache was made of; any difference makes it another cache.
 
     Args:
-        teacher: `fingerprint_of_model`, or a served model's name.
+        teacher: `fingerprint_of_checkpoint` and the dtype it ran in, `fingerprint_of_model`, or a
+            served model's name.
         tokenizer: `fingerprint_of_tokenizer`; empty where there is none.
         data: the data set's own fingerprint.
     """
@@ -127,7 +135,8 @@ def check_identity(found: Identity, wanted: Mapping[str, str | None], *, where: 
         raise BadInput(
             f"the teacher cache {where} was made of something else:\n"
             + "\n".join(wrong)
-            + "\nWrite a cache for this run to another folder: recipe=cache_teacher"
+            + "\nWrite a cache for this run to another folder: recipe=cache_teacher; where the "
+            "teachers differ in their dtype alone, ask for the cached one: teacher.dtype=..."
         )
 
 
@@ -164,7 +173,9 @@ def checksum(path: Path) -> str:
 
 @torch.no_grad()
 def fingerprint_of_model(model: nn.Module) -> str:
-    """Hash of names, shapes and up to 4096 values of every tensor: seconds even for 70B.
+    """Hash of the configuration and of names, shapes, dtypes and up to 4096 values of every tensor.
+
+    Seconds even for 70B.
 
     >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> fingerprint_of_model(a) == fingerprint_of_model(a) != fingerprint_of_model(b)
@@ -176,7 +187,25 @@ def fingerprint_of_model(model: nn.Module) -> str:
         some = flat[:: max(1, flat.numel() // 4096)][:4096].float().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(some.numpy().tobytes())
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "to_dict"):
+        digest.update(computing_settings(config.to_dict()).encode())
     return digest.hexdigest()[:16]
+
+
+def computing_settings(config: Mapping[str, Any]) -> str:
+    """A model's configuration in one order, without the `NAMES` in it.
+
+    >>> computing_settings({"rope_theta": 1e4, "sub": {"_name_or_path": "x"}, "architectures": []})
+    '{"rope_theta": 10000.0, "sub": {}}'
+    """
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(k): kept(v) for k, v in value.items() if k not in NAMES}
+        return value
+
+    return json.dumps(kept(config), sort_keys=True, default=str)
 
 
 def fingerprint_of_tokenizer(tokenizer: Any) -> str:

@@ -14,9 +14,12 @@ import torch
 from torch import nn
 
 from compress.errors import BadInput
+from compress.teachers.cache_files import computing_settings
 from compress.teachers.local import check_checkpoint
 
 PIECE = 4096
+SETTINGS = ("config.json", "adapter_config.json")
+"""Files of a checkpoint that say how its tensors are computed with."""
 
 
 def checkpoint_folder(path: str) -> Path:
@@ -41,22 +44,35 @@ def checkpoint_folder(path: str) -> Path:
 
 
 def fingerprint_of_checkpoint(folder: Path) -> str:
-    """Hash of every tensor's name, dtype, shape and 12 kB of it: seconds even for 70B.
+    """Hash of every tensor's name, dtype, shape and 12 kB of it, and of how they are computed with.
 
-    How the tensors are spread over files does not matter. A training changes them all, so that
-    first, middle and last bytes tell two checkpoints apart.
+    Seconds even for 70B. How the tensors are spread over files does not matter, nor what the
+    model is called. A training changes all tensors, so that first, middle and last bytes tell two
+    checkpoints apart; rope_theta and the like stand in the configuration alone.
 
     Args:
         folder: holds `*.safetensors`.
 
     Raises:
-        BadInput: a file is cut or no safetensors file.
+        BadInput: a file is cut or no safetensors file, or a configuration is no JSON.
     """
     found = sorted(piece for path in folder.glob("*.safetensors") for piece in _pieces(path))
     digest = hashlib.sha256()
     for name, kind, pieces in found:
         digest.update(f"{name} {kind} ".encode() + pieces)
+    for path in (folder / name for name in SETTINGS):
+        if path.is_file():
+            digest.update(f"{path.name} {_settings_in(path)} ".encode())
+    for path in sorted(folder.glob("*.py")):  # computes where teacher.trust_remote_code is set
+        digest.update(f"{path.name} ".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _settings_in(path: Path) -> str:
+    try:
+        return computing_settings(json.loads(path.read_text()))
+    except ValueError as error:
+        raise BadInput(f"{path} is no JSON: {error}") from error
 
 
 def _pieces(path: Path) -> Iterator[tuple[str, str, bytes]]:

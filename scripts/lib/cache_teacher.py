@@ -123,9 +123,10 @@ def _tell(config: DictConfig, report: Any, run_dir: Path, path: Path, manifest: 
     write_json(run_dir / "report.json", report)
     if config.verbose:
         each = manifest.bytes_per_token
+        dtype = f" teacher.dtype={config.teacher.dtype}" if config.teacher.dtype else ""
         print(
             f"{manifest.positions:,} tokens of {manifest.name_or_path} by this rank: "
             f"{each:.1f} bytes a token in {path}\n"
             f"Next: python scripts/train.py recipe=distill_qat teacher.host=cached "
-            f"teacher.cache={path}"
+            f"teacher.cache={path}" + dtype
         )

@@ -70,10 +70,14 @@ def _served(settings: DictConfig, vocab_size: int, data: Any) -> ServedTeacher:
 
 
 def identity_of(settings: DictConfig, folder: Path | None, data: Any) -> Identity:
-    """What a cache must be made of to serve this run."""
-    served = settings.served.model or settings.path
+    """What a cache must be made of to serve this run: a teacher in another dtype is another one."""
+    if folder is None:
+        teacher = f"served {settings.served.model or settings.path}"
+    else:
+        dtype = f".{settings.dtype}" if settings.dtype else ""
+        teacher = fingerprint_of_checkpoint(folder) + dtype
     return Identity(
-        teacher=f"served {served}" if folder is None else fingerprint_of_checkpoint(folder),
+        teacher=teacher,
         tokenizer=fingerprint_of_tokenizer(data.tokenizer),
         data=data.fingerprint,
     )
