@@ -1,6 +1,7 @@
 """Models made of fake tensors: shapes, dtypes and sizes without bytes, so that any size can run."""
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from compress.errors import UnsupportedModel
 
 ATTENTION = "compress_counted"
+
+OWN_ATTENTION = {"falcon": "sdpa", "gpt_neo": "eager", "gptj": "eager", "mpt": "eager"}
+"""model_type -> what it runs by: it writes its attention itself, and takes no other."""
+
+UNCOUNTED = (RuntimeError, AttributeError, TypeError, ValueError, LookupError)
+"""What a model's code raises where it asks for values, or for what only real tensors have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +37,20 @@ class FakeModel:
         """One forward pass of the backbone (the head is computed in chunks)."""
         module = self.module
         backbone = getattr(module, getattr(module, "base_model_prefix", ""), module)
-        extra = {"use_cache": False} if hasattr(module.config, "use_cache") else {}
-        with self.mode, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        config: Any = module.config
+        extra = {"use_cache": False} if hasattr(config, "use_cache") else {}
+        cast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast)
+        with _quiet(), self.mode, cast:
             tokens = torch.zeros(batch, length, dtype=torch.long)
             # a given mask: without one transformers looks into the (absent) values of positions
             inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **extra}
             try:
                 return backbone(**inputs)
-            except RuntimeError as error:  # of code that asks for values
+            except UNCOUNTED as error:
                 raise UnsupportedModel(
-                    f"{type(module).__name__}: its sizes cannot be counted without its weights: "
-                    f"{first_line(error)}"
+                    f"{type(module).__name__} (model_type {config.model_type}): its code does not "
+                    f"run on sizes alone, {batch} sequences of {length} tokens; measure it with "
+                    "its weights instead: scripts/benchmark.py"
                 ) from error
 
 
@@ -91,10 +101,10 @@ def fake_model(config: Any, *, dtype: torch.dtype = torch.bfloat16) -> FakeModel
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with mode, _quiet(), no_init_weights():  # there are no values to draw
-            make = _maker(plain)
-            module: nn.Module = make(plain, attn_implementation=ATTENTION, dtype=dtype)
+            make, attention = _maker(plain), OWN_ATTENTION.get(plain.model_type, ATTENTION)
+            module: nn.Module = make(plain, attn_implementation=attention, dtype=dtype)
             module.tie_weights()  # type: ignore[operator]  # which was left out with the values
-    except (ValueError, LookupError, AttributeError, TypeError, RuntimeError, ImportError) as error:
+    except (*UNCOUNTED, ImportError) as error:
         kind = getattr(config, "model_type", "?")
         raise UnsupportedModel(
             f"{kind}: cannot be built from its configuration: {first_line(error)}"
@@ -120,19 +130,25 @@ def _maker(config: Any) -> Any:
     if kind is not None:
         return kind._from_config
     causal: Any = transformers.AutoModelForCausalLM
+    masked: Any = transformers.AutoModelForMaskedLM
+    # encoders have a causal class too, for those that were made decoders
+    encodes = type(config) in masked._model_mapping and not getattr(config, "is_decoder", False)
     # the text part of some that also see has no class with a head of its own
-    known = type(config) in causal._model_mapping
+    known = type(config) in causal._model_mapping and not encodes
     return (causal if known else transformers.AutoModel).from_config
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' advice on generation settings."""
-    from transformers.utils import logging
+    """Without transformers' advice on settings, and torch's stack traces of what is caught."""
+    from transformers.utils import logging as advice
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    level, traces = advice.get_verbosity(), logging.getLogger(FakeTensorMode.__module__)
+    shown = traces.disabled
+    advice.set_verbosity_error()
+    traces.disabled = True
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        advice.set_verbosity(level)
+        traces.disabled = shown

@@ -67,7 +67,15 @@ def _keys(text: Any, layer: int) -> tuple[int, int]:
     of_layer = own[layer] if own else text
     heads = int(text.num_attention_heads)
     width = first(of_layer, "head_dim") or first(text, "head_dim") or text.hidden_size // heads
-    return first(of_layer, "num_key_value_heads") or heads, int(width)
+    named = first(of_layer, "num_key_value_heads") or _falcon_heads(text)
+    return named or heads, int(width)
+
+
+def _falcon_heads(text: Any) -> int | None:
+    """Falcon's: its 7B shares one key among all heads, whatever `num_kv_heads` says."""
+    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", True):
+        return 1
+    return first(text, "num_kv_heads")
 
 
 def first(config: Any, *names: str) -> int | None:
