@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compress.errors import UnsupportedModel
 from compress.plan.fakes import FakeModel, fake_model
 
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}
@@ -71,23 +72,25 @@ def saved_bytes(
         precision: Lightning's word: `32-true`, `bf16-mixed` or `bf16-true`.
         quantized_inputs: every linear layer also keeps its own rounded input (W8A8 and the like).
         checkpointing: each block keeps its input alone, and one block what it saves when redone.
+
+    Raises:
+        UnsupportedModel: it is a mixture of experts: no student.
     """
     model = fake_model(config, dtype=DTYPES[precision])
-    autocast = precision == "bf16-mixed"
-    scale = 1
-    if model.routed and precision != "bf16-true":
-        # experts' kernels take bfloat16 alone: count in it; fp32 takes twice as much
-        model = fake_model(config, dtype=torch.bfloat16)
-        scale, autocast = (2 if precision == "32-true" else 1), False
-    counts = {"batch": batch, "length": length, "autocast": autocast}
+    if model.routed:
+        raise UnsupportedModel(
+            f"{type(model.module).__name__}: mixtures of experts can be teachers, not students: "
+            "plan it with teacher= beside a dense student, or train=false"
+        )
+    counts = {"batch": batch, "length": length, "autocast": precision == "bf16-mixed"}
     saved, rounded = _saved(model, **counts)
     total = saved + (rounded if quantized_inputs else 0)
     if checkpointing:
         text = config.get_text_config()
-        size = 4 if precision == "32-true" else 2
+        size = 2 if precision == "bf16-true" else 4  # autocast leaves the residual stream in fp32
         inputs = text.num_hidden_layers * batch * length * text.hidden_size * size
         total = inputs + -(-total // text.num_hidden_layers)
-    return int(total * scale)
+    return total
 
 
 def transient_bytes(config: Any, *, batch: int, length: int) -> int:

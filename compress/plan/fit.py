@@ -115,8 +115,9 @@ def best_case(
 
     Decoding is bound by the memory's bandwidth, computing a prompt by the matrix units
     (Williams et al. 2009, the roofline). Measured times lie above; twice is usual. Of the experts,
-    those are read that `batch` tokens reach when routing favours none. A slice has its share of
-    the memory's bandwidth, and of the seven parts of the matrix units.
+    those are read that `batch` tokens reach when routing favours none. The head of a model that
+    generates is computed for the prompt's last token. A slice has its share of the memory's
+    bandwidth, and of the seven parts of the matrix units.
     """
     width, speed = _share(accelerator, mig)
     touched = sum(
@@ -126,12 +127,18 @@ def best_case(
     seconds = (touched + kv_bytes) / (accelerator.bandwidth_gb_s * 1e9 * devices * width)
     kind = number_format(scheme)
     peak = accelerator.tflops.get(kind) or accelerator.tflops["bf16"]
-    prompt = 2 * shape.active_parameters * length / (peak * 1e12 * devices * speed)
+    prompt = 2 * _prompt_products(shape, length) / (peak * 1e12 * devices * speed)
     return {
         "prefill_ms": prompt * 1e3,
         "token_ms": seconds * 1e3 if shape.generates else None,
         "tokens_per_second": batch / seconds if shape.generates else length / prompt,
     }
+
+
+def _prompt_products(shape: ModelShape, length: int) -> float:
+    """Multiplications of weights for a prompt; an encoder's head reads every token."""
+    head = sum(m.size for m in shape.matrices if m.head) if shape.generates else 0
+    return (shape.active_parameters - head) * length + head
 
 
 def _reached(matrix: Matrix, batch: int) -> float:

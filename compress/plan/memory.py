@@ -116,17 +116,18 @@ def serving_memory(
         batch: sequences at once.
         length: prompt and answer together.
         kv_bits: 16, or 8 for an FP8 cache.
-        prefill_tokens: tokens computed in one pass; activations grow with it.
+        prefill_tokens: tokens computed in one pass; activations grow with it. Encoders read texts
+            whole: as many as hold these tokens, the last one counted in full.
         runtime: bytes of the runtime itself; 0 counts tensors alone.
 
     Raises:
-        BadInput: a count below 1, or a cache of other widths.
+        BadInput: a count below 1, a cache of other widths, or more tokens than an encoder takes.
     """
     _positive(batch=batch, length=length, prefill_tokens=prefill_tokens)
+    _refuse_longer(shape, length)
     if kv_bits not in (8, 16):
         raise BadInput(f"kv_bits={kv_bits}: caches of 16 bits and of 8 (FP8) are planned")
-    tokens = min(prefill_tokens, batch * length)
-    live = shape.transient(batch=1, length=tokens)
+    live = shape.transient(**_one_pass(shape, batch, length, prefill_tokens))
     logits = batch * shape.vocab * 4 if shape.generates else 0
     grouped: dict[str, Any] = {"scheme": scheme, "group_size": group_size}
     return Memory(
@@ -140,6 +141,25 @@ def serving_memory(
         ),
         columns=_columns(**grouped),
     )
+
+
+def _one_pass(shape: ModelShape, batch: int, length: int, tokens: int) -> dict[str, int]:
+    """Sequences that a server computes together, and tokens of each."""
+    longest = min(length, shape.positions or length)
+    if not shape.generates:
+        return {"batch": min(batch, -(-tokens // longest)), "length": longest}
+    tokens = min(tokens, batch * length)
+    rows = -(-tokens // longest)
+    return {"batch": rows, "length": -(-tokens // rows)}
+
+
+def _refuse_longer(shape: ModelShape, length: int) -> None:
+    """Decoders may be stretched beyond their positions (YaRN); an encoder's are a table."""
+    if not shape.generates and 0 < shape.positions < length:
+        raise BadInput(
+            f"length={length} lies beyond the {shape.positions} tokens that {shape.name} takes: "
+            f"plan with {shape.positions} or fewer"
+        )
 
 
 def _columns(*, scheme: str, group_size: int | None) -> int:
@@ -171,10 +191,13 @@ def training_memory(
         runtime: bytes of the runtime itself.
 
     Raises:
-        BadInput: a count below 1, or an unknown precision.
+        BadInput: a count below 1, an unknown precision, or more tokens than an encoder takes.
         UnsupportedScheme: no such scheme.
+        UnsupportedModel: the student is a mixture of experts.
     """
     _positive(batch=batch, length=length)
+    for model in (shape, *([teacher] if teacher is not None else ())):
+        _refuse_longer(model, length)
     if precision not in DTYPES:
         raise BadInput(f"precision={precision} is unknown; use one of {', '.join(DTYPES)}")
     size = 2 if precision == "bf16-true" else 4

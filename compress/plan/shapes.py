@@ -29,8 +29,9 @@ class Matrix:
         shape: (O, I) of one matrix.
         count: how many there are: layers, times experts.
         active: how many a token passes through; `count` but for experts.
-        quantizable: whether a scheme covers it: linear layers, but not the output head.
+        quantizable: whether a scheme covers it: `nn.Linear`, but not the output head.
         in_block: False for tables and the head, which one stage of a pipeline holds.
+        head: the output head, or the table that is tied to it.
     """
 
     shape: tuple[int, ...]
@@ -38,6 +39,7 @@ class Matrix:
     active: float
     quantizable: bool
     in_block: bool = True
+    head: bool = False
 
     @property
     def size(self) -> int:
@@ -61,7 +63,10 @@ class ModelShape:
         layers: blocks.
         hidden: width.
         vocab: tokens.
+        positions: tokens of a sequence that it takes; 0 where the configuration sets no limit.
         generates: False for encoders: no cache.
+        routed: it has experts: it is planned as a server and a teacher, not as a student.
+        conv1d: layers of GPT-2's kind, whose weights lie as (I, O): no scheme covers them.
         counted: what was counted before.
     """
 
@@ -77,7 +82,10 @@ class ModelShape:
     layers: int
     hidden: int
     vocab: int
+    positions: int
     generates: bool
+    routed: bool
+    conv1d: int
     counted: dict[tuple[int, int], int] = field(default_factory=dict, repr=False, compare=False)
 
     def transient(self, *, batch: int, length: int) -> int:
@@ -90,6 +98,11 @@ class ModelShape:
     def parameters(self) -> int:
         """All weights."""
         return sum(m.size for m in self.matrices)
+
+    @property
+    def compressible(self) -> bool:
+        """Whether a scheme covers any layer."""
+        return any(m.quantizable for m in self.matrices)
 
     @property
     def active_parameters(self) -> float:
@@ -124,7 +137,8 @@ def shape_of(config: Any) -> ModelShape:
     Raises:
         UnsupportedModel: transformers cannot build it, or it is no decoder or encoder of attention.
     """
-    model, text = fake_model(config).module, config.get_text_config()
+    built, text = fake_model(config), config.get_text_config()
+    model = built.module
     name = type(model).__name__
     if getattr(config, "is_encoder_decoder", False) or not hasattr(text, "num_attention_heads"):
         raise UnsupportedModel(
@@ -141,7 +155,10 @@ def shape_of(config: Any) -> ModelShape:
         heads=int(text.num_attention_heads), kv_heads=layout.heads, cache_parts=layout.parts,
         widths=_widths(text),
         layers=int(text.num_hidden_layers), hidden=int(text.hidden_size),
-        vocab=int(text.vocab_size), generates=generates,
+        vocab=int(text.vocab_size),
+        positions=max(first(text, "max_position_embeddings", "max_seq_len") or 0, 0),  # XLNet: -1
+        generates=generates, routed=built.routed,
+        conv1d=sum(_is_conv1d(module) for module in model.modules()),
     )  # fmt: skip
 
 
@@ -165,10 +182,16 @@ def _matrices(model: nn.Module, text: Any) -> Iterator[Matrix]:
             yield Matrix(shape=shape[1:], count=shape[0], active=shape[0] * share, quantizable=True)
             continue
         embedding = isinstance(owner, nn.Embedding)
-        tied = head is not None and getattr(head, "weight", None) is parameter
-        linear = isinstance(owner, nn.Linear) or type(owner).__name__ == "Conv1D"
+        heads = head is not None and any(p is parameter for p in head.parameters())
+        linear = isinstance(owner, nn.Linear) and len(shape) == 2
         yield Matrix(
             # a look-up reads a row; but a tied table is multiplied with, as the head
-            shape=shape, count=1, active=0.0 if embedding and not tied else 1.0,
-            quantizable=linear and len(shape) == 2 and owner is not head, in_block=numbered,
+            shape=shape[::-1] if _is_conv1d(owner) else shape, count=1,
+            active=0.0 if embedding and not heads else 1.0,
+            quantizable=linear and owner is not head, in_block=numbered, head=heads,
         )  # fmt: skip
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Of transformers, by name: importing it would load what `import compress.plan` need not."""
+    return type(module).__name__ == "Conv1D"

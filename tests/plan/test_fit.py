@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from transformers import DeepseekV3Config, LlamaConfig, MixtralConfig
+from transformers import BertConfig, DeepseekV3Config, LlamaConfig, MixtralConfig, Qwen2Config
 
 from compress.errors import BadInput
 from compress.plan.accelerators import accelerators, read_overrides, table
@@ -179,6 +179,32 @@ def test_decoding_is_bound_by_bandwidth(llama_70b):
         / best_case(llama_70b, h200, **settings)["token_ms"]
     )
     assert ratio == pytest.approx(4800 / 3350)
+
+
+def test_a_prompt_is_multiplied_with_the_head_once():
+    shape = shape_of(
+        Qwen2Config(vocab_size=151936, hidden_size=896, intermediate_size=4864,
+                    num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+                    tie_word_embeddings=True)
+    )  # fmt: skip
+    # Qwen2.5-0.5B by hand: q and o, k and v with the biases of all three, the FFN, two norms
+    block = 2 * 896 * 896 + 2 * 896 * 128 + 896 + 2 * 128 + 3 * 896 * 4864 + 2 * 896
+    least = 2 * ((24 * block + 896) * 4096 + 151936 * 896) / 989e12 * 1e3
+    device = accelerators("H100")["H100"]
+    found = best_case(shape, device, scheme="dense", batch=1, length=4096, kv_bytes=0)
+    assert found["prefill_ms"] == pytest.approx(least)
+    assert least == pytest.approx(2.96, abs=0.005)
+    # a token that is answered needs the head: all of the 494 M weights are read
+    assert found["token_ms"] == pytest.approx(2 * 494032768 / 3350e9 * 1e3)
+
+
+def test_an_encoder_multiplies_every_token_with_its_head():
+    shape = shape_of(BertConfig(architectures=["BertForMaskedLM"]))
+    device = accelerators("H100")["H100"]
+    found = best_case(shape, device, scheme="dense", batch=1, length=512, kv_bytes=0)
+    least = 2 * (109514298 - (512 + 2) * 768) * 512 / 989e12 * 1e3
+    assert found["prefill_ms"] == pytest.approx(least)
+    assert found["token_ms"] is None
 
 
 def test_a_user_may_know_better(tmp_path):

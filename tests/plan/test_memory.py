@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import BertConfig, GPT2Config, MixtralConfig
 
-from compress.errors import BadInput
+from compress.errors import BadInput, UnsupportedModel
 from compress.export.write import export
 from compress.plan.activations import LiveBytes, saved_bytes, transient_bytes
 from compress.plan.memory import (
@@ -143,6 +144,88 @@ def test_a_teacher_is_counted_without_gradients():
     taught = training_memory(shape, batch=2, length=64, teacher=shape)
     assert taught.sharded["teacher"] == 2 * shape.parameters
     assert taught.total > alone.total
+
+
+def test_checkpointed_blocks_keep_inputs_of_the_residual_streams_width():
+    model = tiny_llama(**WIDE, layers=8)
+    for precision, width in (("32-true", 4), ("bf16-mixed", 4), ("bf16-true", 2)):
+        asked = {"batch": 4, "length": 64, "precision": precision}
+        whole = saved_bytes(model.config, **asked)
+        kept = saved_bytes(model.config, **asked, checkpointing=True)
+        assert kept - -(-whole // 8) == 8 * 4 * 64 * 256 * width
+
+
+def test_autocast_leaves_the_residual_stream_in_fp32():
+    model = tiny_llama(**WIDE)
+    kinds = []
+    block = model.model.layers[1]
+    block.register_forward_pre_hook(lambda _, args: kinds.append(args[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(input_ids=torch.zeros(1, 4, dtype=torch.long))
+    assert kinds == [torch.float32]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_a_mixture_of_experts_is_planned_as_a_teacher_and_not_as_a_student(precision):
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}  # fmt: skip
+    experts, dense = shape_of(MixtralConfig(**sizes)), shape_of(tiny_llama().config)
+    asked = {"batch": 1, "length": 32, "precision": precision}
+    with pytest.raises(UnsupportedModel, match=r"MixtralForCausalLM.*teachers, not students"):
+        training_memory(experts, **asked)
+    taught = training_memory(dense, teacher=experts, **asked)
+    assert taught.sharded["teacher"] == 2 * experts.parameters
+
+
+def test_a_scheme_takes_nothing_from_layers_that_it_does_not_cover():
+    shape = shape_of(GPT2Config(n_layer=2))
+    assert weight_bytes(shape, scheme="W8A8") == weight_bytes(shape)
+    asked = {"batch": 1, "length": 32, "precision": "32-true"}
+    qat, dense = (training_memory(shape, scheme=s, **asked) for s in ("W8A8", None))
+    assert qat == dense
+
+
+def test_bert_base_serves_its_longest_texts_as_by_hand():
+    shape = shape_of(BertConfig(architectures=["BertForMaskedLM"]))
+    memory = serving_memory(shape, batch=16, length=512, prefill_tokens=2048, runtime=0)
+    tokens = 2048  # four texts of 512
+    # the table's rows, a block's input and what its attention made of it; the FFN before and after
+    # GELU; tokens and mask
+    live = tokens * (3 * 768 + 2 * 3072) * 2 + 2 * tokens * 8
+    assert memory.as_dict() == {"weights": 2 * 109514298, "kv_cache": 0, "activations": live,
+                                "runtime": 0, "total": 2 * 109514298 + live}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "tokens", "rows"),
+    [(1, 512, 8192, 1), (16, 512, 8192, 16), (16, 512, 600, 2), (16, 512, 100, 1)],
+)
+def test_an_encoder_reads_whole_texts(batch, length, tokens, rows):
+    shape = shape_of(BertConfig(num_hidden_layers=2))
+    asked = {"batch": batch, "length": length, "prefill_tokens": tokens, "runtime": 0}
+    live = serving_memory(shape, **asked).kept["activations"]
+    assert live == transient_bytes(shape.config, batch=rows, length=length)
+
+
+def test_a_decoders_pass_is_filled_without_a_sequence_beyond_its_positions():
+    shape = shape_of(GPT2Config(n_layer=2, vocab_size=100))
+    for batch, length, rows, each in ((1, 4096, 2, 1024), (16, 100, 16, 100), (4, 1000, 3, 683)):
+        asked = {"batch": batch, "length": length, "prefill_tokens": 2048, "runtime": 0}
+        live = serving_memory(shape, **asked).kept["activations"] - batch * 100 * 4  # the logits
+        assert live == transient_bytes(shape.config, batch=rows, length=each)
+
+
+def test_a_text_beyond_an_encoders_positions_is_refused():
+    shape = shape_of(BertConfig(num_hidden_layers=1))
+    dense = shape_of(tiny_llama().config)
+    said = r"length=600 lies beyond the 512 tokens that BertModel takes: plan with 512"
+    for refused in (
+        lambda: serving_memory(shape, batch=1, length=600),
+        lambda: training_memory(shape, batch=1, length=600),
+        lambda: training_memory(dense, batch=1, length=600, teacher=shape),
+    ):
+        with pytest.raises(BadInput, match=said):
+            refused()
 
 
 def test_counts_below_one_are_refused():

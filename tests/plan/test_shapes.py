@@ -1,22 +1,31 @@
 """Models are counted right from their configuration alone."""
 
+from collections import Counter
+
 import pytest
 from transformers import (
     BertConfig,
+    BloomConfig,
     DeepseekV3Config,
+    FalconConfig,
     Gemma3Config,
     Gemma3nTextConfig,
     Gemma3TextConfig,
     Gemma4TextConfig,
     GPT2Config,
+    GPTJConfig,
+    GPTNeoConfig,
+    GPTNeoXConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
     MixtralConfig,
+    MptConfig,
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3MoeConfig,
     T5Config,
+    XLNetConfig,
 )
 
 from compress.errors import BadInput, UnsupportedModel
@@ -143,9 +152,75 @@ def test_encoders_have_no_cache():
     assert shape.kv_bytes_16 == 0
 
 
+@pytest.mark.parametrize(
+    ("config", "generates"),
+    [(BertConfig(), False), (BertConfig(is_decoder=True), True), (GPTNeoXConfig(), True)],
+    ids=["encoder", "made a decoder", "decoder"],
+)
+def test_a_configuration_that_names_no_class_is_what_its_kind_is_used_for(config, generates):
+    config.num_hidden_layers = 1
+    assert shape_of(config).generates == generates
+
+
+def test_bert_base_is_counted_as_by_hand():
+    tables = (30522 + 512 + 2) * 768
+    block = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 2 * 2 * 768
+    head = 768 * 768 + 768 + 2 * 768 + 30522  # its matrix is the input table
+    shape = shape_of(BertConfig(architectures=["BertForMaskedLM"]))
+    assert shape.parameters == tables + 2 * 768 + 12 * block + head
+    assert shape.active_parameters == shape.parameters - (512 + 2) * 768
+    assert sum(m.size for m in shape.matrices if m.head) == 30522 * 768 + 30522
+    assert (shape.generates, shape.positions) == (False, 512)
+
+
 def test_the_output_head_is_not_quantised():
+    shape = shape_of(QWEN_TIED)
+    block = 2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864
+    assert sum(m.size for m in shape.matrices if m.quantizable) == 24 * block
+    assert sum(m.size for m in shape.matrices if m.head) == 151936 * 896
+
+
+def test_weights_that_lie_transposed_are_covered_by_no_scheme():
     shape = shape_of(GPT2Config())
-    assert sum(m.size for m in shape.matrices if m.quantizable) == 12 * 12 * 768 * 768
+    assert (shape.conv1d, shape.compressible) == (4 * 12, False)
+    assert Counter(m.shape for m in shape.matrices)[2304, 768] == 12  # (O, I), as of a linear layer
+
+
+# by hand: Falcon 7B has one key for all heads, 40B eight; 2 x 2 bytes x layers x keys x width
+@pytest.mark.parametrize(
+    ("config", "billions", "cache"),
+    [
+        (FalconConfig(), 6.92, 4 * 32 * 1 * 64),
+        (
+            FalconConfig(hidden_size=8192, num_hidden_layers=60, num_attention_heads=128,
+                         num_kv_heads=8, new_decoder_architecture=True),
+            41.3, 4 * 60 * 8 * 64,
+        ),
+        (MptConfig(d_model=4096, n_heads=32, n_layers=32, vocab_size=50432), 6.65, 4 * 32 * 4096),
+        (GPTJConfig(), 6.05, 4 * 28 * 4096),
+        (GPTNeoConfig(), 1.32, 4 * 24 * 2048),
+        (BloomConfig(hidden_size=4096, n_layer=30, n_head=32), 7.07, 4 * 30 * 4096),
+    ],
+    ids=["falcon-7b", "falcon-40b", "mpt-7b", "gpt-j-6b", "gpt-neo-1.3b", "bloom-7b1"],
+)  # fmt: skip
+def test_models_that_write_their_own_attention_are_counted(config, billions, cache):
+    shape = shape_of(config)
+    assert shape.parameters / 1e9 == pytest.approx(billions, rel=0.005)
+    assert shape.kv_bytes_16 == cache
+    assert shape.transient(batch=2, length=64) > 2 * 64 * shape.hidden * 2
+
+
+def test_positions_without_a_limit_are_none():
+    assert shape_of(XLNetConfig(n_layer=1)).positions == 0
+
+
+def test_what_does_not_run_on_sizes_is_refused_without_a_stack_trace(capfd):
+    shape = shape_of(BertConfig(num_hidden_layers=1))
+    with pytest.raises(
+        UnsupportedModel, match=r"BertModel \(model_type bert\).*1 sequences of 600"
+    ):
+        shape.transient(batch=1, length=600)
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_a_folder_without_config_is_refused(tmp_path):
