@@ -19,7 +19,9 @@ from compress.plan import (
     training_memory,
 )
 from compress.plan.accelerators import table
+from compress.plan.fakes import OWN_ATTENTION
 from compress.plan.fit import best_case, number_format
+from compress.plan.memory import DENSE
 from compress.quantize.schemes import resolve_scheme
 from compress.scripts.lib.run_folder import write_json
 from compress.scripts.lib.tables import _console, _say, _table
@@ -34,14 +36,15 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
     if settings["qat"]:
         resolve_scheme(settings["qat"])
     shape = shape_of(load_config(settings["model"]))
+    planned = _planned(shape, settings)
     plan: dict[str, Any] = {
         "schema": 1, "model": settings["model"], "settings": settings,
         "accelerators_as_of": table()[0], "shape": _facts(shape),
-        "serving": _serving(shape, devices, settings), "training": None,
-        "notes": list(_notes(shape, settings)),
+        "serving": _serving(shape, devices, planned), "training": None,
+        "notes": list(_notes(shape, settings, planned)),
     }  # fmt: skip
-    if settings["train"]:
-        plan["training"] = _training(shape, devices, settings)
+    if settings["train"] and not shape.routed:
+        plan["training"] = _training(shape, devices, planned)
     _print(plan, devices)
     if settings["out"]:
         write_json(Path(settings["out"]), plan)
@@ -53,16 +56,43 @@ def _facts(shape: ModelShape) -> dict[str, Any]:
         "architecture": shape.name, "parameters": shape.parameters,
         "active_parameters": int(shape.active_parameters), "layers": shape.layers,
         "hidden": shape.hidden, "heads": shape.heads, "kv_heads": shape.kv_heads,
+        "generates": shape.generates,
         "kv_bytes_per_token": shape.kv_bytes_16 + sum(size for _, size in shape.windows),
     }  # fmt: skip
 
 
-def _notes(shape: ModelShape, settings: dict[str, Any]) -> Iterator[str]:
-    limit = int(getattr(shape.config, "max_position_embeddings", 0) or 0)
-    keys = ("length", *(("train_length",) if settings["train"] else ()))
-    for key in keys:
+def _planned(shape: ModelShape, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as far as the model can follow them; `_notes` tells where it cannot."""
+    planned = dict(settings)
+    if not shape.generates and shape.positions:
+        for key in ("length", "train_length"):
+            planned[key] = min(settings[key], shape.positions)
+    if not shape.compressible:
+        kept = [scheme for scheme in settings["schemes"] if scheme in DENSE]
+        planned |= {"schemes": kept or ["dense"], "qat": None}
+    return planned
+
+
+def _notes(shape: ModelShape, settings: dict[str, Any], planned: dict[str, Any]) -> Iterator[str]:
+    limit, kind = shape.positions, shape.config.model_type
+    for key in ("length", *(("train_length",) if settings["train"] else ())):
         if limit and settings[key] > limit:
-            yield f"{key}={settings[key]} lies beyond the {limit} tokens that the model takes"
+            cut = f": planned with {limit}" if planned[key] == limit else ""
+            yield f"{key}={settings[key]} lies beyond the {limit} tokens that the model takes{cut}"
+    if shape.conv1d:
+        yield (f"{shape.conv1d} layers are Conv1D, not nn.Linear: no scheme covers them here, and "
+               "they stay in 16 bits")  # fmt: skip
+    if kind in OWN_ATTENTION:
+        yield (f"{kind} writes its attention itself, and is counted so: servers with fused kernels "
+               "hold fewer activations")  # fmt: skip
+    if left := [scheme for scheme in settings["schemes"] if scheme not in planned["schemes"]]:
+        yield f"no layer is left to compress, so these are not planned: {', '.join(left)}"
+    if shape.routed:
+        untrained = ", and training is not planned" if settings["train"] else ""
+        yield ("mixtures of experts can be teachers here, not students: rows of a scheme stand for "
+               f"checkpoints that other programs compressed{untrained}")  # fmt: skip
+    elif settings["train"] and settings["qat"] != planned["qat"]:
+        yield f"qat={settings['qat']} would be refused: training is planned without it"
 
 
 def _serving(
@@ -146,7 +176,8 @@ def _serving_tables(console: Console, plan: dict[str, Any], devices: dict[str, A
     memory = _table(console, "Serving, bytes on one device", ("scheme", "left"), ("batch", "right"),
                     *((part, "right") for part in parts))  # fmt: skip
     columns = [(f"{r['scheme']} b{r['batch']}", "right") for r in plan["serving"]]
-    places = _table(console, "Where it fits (devices as tensor x pipeline; least ms a token)",
+    each = "token" if plan["shape"]["generates"] else f"text of {plan['serving'][0]['length']}"
+    places = _table(console, f"Where it fits (devices as tensor x pipeline; least ms a {each})",
                     ("accelerator", "left"), *columns)  # fmt: skip
     for row in plan["serving"]:
         memory.add_row(row["scheme"], str(row["batch"]), *(_gb(row["bytes"][p]) for p in parts))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig, GPT2Config, MixtralConfig, MptConfig
 
 from compress.scripts import plan
 from tests.tiny import tiny_llama
@@ -89,6 +90,61 @@ def test_a_length_beyond_the_model_is_planned_and_told(folder, tmp_path, capsys)
     (note,) = json.loads(out.read_text())["notes"]
     assert note.startswith("length=5000")
     assert note in " ".join(capsys.readouterr().out.split())
+
+
+def planned(config, folder, *words):
+    """The figures that the program writes for a configuration."""
+    config.save_pretrained(folder / "model")
+    out = folder / "plan.json"
+    assert plan.main([f"model={folder / 'model'}", "gpu=H100", f"out={out}", *words]) == 0
+    return json.loads(out.read_text())
+
+
+def test_bert_is_planned_with_the_settings_as_they_come(tmp_path, capfd):
+    found = planned(BertConfig(architectures=["BertForMaskedLM"]), tmp_path)
+    assert {row["length"] for row in found["serving"]} == {512}
+    assert {row["bytes"]["kv_cache"] for row in found["serving"]} == {0}
+    assert found["training"]["bytes"]["activations"] > 0
+    assert found["notes"] == [
+        f"{key} lies beyond the 512 tokens that the model takes: planned with 512"
+        for key in ("length=4096", "train_length=1024")
+    ]
+    said = "".join(capfd.readouterr())
+    assert "Traceback" not in said
+    assert "least ms a text of 512" in said
+
+
+def test_bert_is_planned_with_its_longest_texts_without_a_note(tmp_path):
+    config = BertConfig(architectures=["BertForMaskedLM"])
+    assert planned(config, tmp_path, "length=512", "train_length=512")["notes"] == []
+
+
+def test_gpt2_is_planned_dense_and_told_why(tmp_path):
+    config = GPT2Config(n_layer=2, architectures=["GPT2LMHeadModel"])
+    found = planned(config, tmp_path, "length=1024")
+    assert {row["scheme"] for row in found["serving"]} == {"dense"}
+    conv1d, left, qat = found["notes"]
+    assert conv1d.startswith("8 layers are Conv1D")
+    assert left.endswith("W8A8, W4A16, FP8_DYNAMIC")
+    assert qat.startswith("qat=W8A8 would be refused")
+    without = planned(config, tmp_path, "length=1024", "qat=null")
+    assert found["training"] == without["training"]
+
+
+def test_a_mixture_of_experts_is_planned_without_training_and_told_why(tmp_path):
+    config = MixtralConfig(num_hidden_layers=1, hidden_size=64, intermediate_size=128,
+                           architectures=["MixtralForCausalLM"])  # fmt: skip
+    found = planned(config, tmp_path)
+    assert found["training"] is None
+    (note,) = found["notes"]
+    assert "teachers here, not students" in note
+    assert note.endswith("training is not planned")
+
+
+def test_scores_that_a_model_computes_itself_are_told(tmp_path):
+    config = MptConfig(n_layers=1, d_model=64, n_heads=4, architectures=["MptForCausalLM"])
+    (note,) = planned(config, tmp_path, "length=2048")["notes"]
+    assert note.startswith("mpt writes its attention itself")
 
 
 def test_training_that_fits_nowhere_says_what_is_too_large(folder, capsys):
