@@ -24,26 +24,34 @@ from compress.scripts.lib.restore import Restored, restore_student
 from compress.transforms import plain_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS = {
+VALIDATED = ["trainer.validate_every=100", "trainer.validation_batches=16"]
+BY_LABELS = ["student=same", "training.label_weight=1", "target=transformers"]
+ORIGINALS = {
     "decoder": [
-        "recipe=distill_qat", "student.layers=2", "trainer.max_steps=400", "target=vllm",
+        "recipe=distill_qat", "~callbacks.qat", "~callbacks.logits", "trainer.max_steps=400",
+        *BY_LABELS,
     ],
     "encoder": [
         "recipe=distill_encoder", "teacher.layers=6", "teacher.hidden=384",
         "teacher.max_steps=1000", "teacher.learning_rate=1e-4", "teacher.warmup_steps=100",
-        "student.layers=2", "+callbacks@callbacks.pruning=pruning",
-        "callbacks.pruning.ffn_density=0.125", "callbacks.pruning.round_to=64",
-        "trainer.max_steps=500", "trainer.validate_every=100",
-        "trainer.validation_batches=16", "target=vllm",
+        "~callbacks.qat", "~callbacks.logits", "~callbacks.features", "trainer.max_steps=500",
+        *VALIDATED, *BY_LABELS,
     ],
 }  # fmt: skip
-"""Model -> words of `scripts/train.py`."""
-ALONE = {
-    "decoder": ["~callbacks.qat", "~callbacks.logits"],
-    "encoder": ["~callbacks.qat", "~callbacks.logits", "~callbacks.features"],
-}
-"""What a run leaves out when it trains the original on, by labels and nothing else."""
-FOLDERS = {"decoder": "decoder-2-400", "encoder": "encoder-2-eighth-500"}
+"""Model -> words of `scripts/train.py` for what is compressed: embedded teachers, trained on."""
+RUNS = {
+    "decoder": [
+        "recipe=distill_qat", "teacher=hf", "student.layers=2", "trainer.max_steps=2000",
+        "trainer.checkpoint_every=200", "trainer.validate_every=200", "target=vllm",
+    ],
+    "encoder": [
+        "recipe=distill_encoder", "teacher=hf", "student.layers=2", "trainer.max_steps=1000",
+        "+callbacks@callbacks.pruning=pruning", "callbacks.pruning.ffn_density=0.125",
+        "callbacks.pruning.round_to=64", *VALIDATED, "target=vllm",
+    ],
+}  # fmt: skip
+"""Model -> words for its student."""
+FOLDERS = {"decoder": "decoder-2-2000", "encoder": "encoder-2-eighth-1000"}
 EXCLUDED = {"decoder": None, "encoder": "*classifier,*pooler*"}
 TARGETS = {"vllm": "vllm", "onnxruntime": "tensorrt", "onnxruntime-cached": "tensorrt"}
 DTYPES = {"vllm": "bfloat16", "onnxruntime": "float32", "onnxruntime-cached": "float32"}
@@ -72,7 +80,7 @@ def made(name: str, engine: str, *, batches: int) -> dict[str, Any]:
         found = {
             "original": str(original), "verified": result.verified,
             "max_abs_logit_diff": result.verification.max_abs_logit_diff,
-            "quality": quality(restored, folder, original, batches=batches, further=further(name)),
+            "quality": quality(restored, folder, original, batches=batches),
         }  # fmt: skip
         facts.write_text(json.dumps(found, indent=1) + "\n")
     found = json.loads(facts.read_text())
@@ -82,14 +90,14 @@ def made(name: str, engine: str, *, batches: int) -> dict[str, Any]:
 
 def trained(name: str) -> Restored:
     """The trained student."""
-    return run(cache() / FOLDERS[name], RUNS[name])
+    return run(cache() / FOLDERS[name], words_of(name))
 
 
-def further(name: str) -> torch.nn.Module:
-    """The original, trained on by labels for as many steps as the student: a fairer measure."""
-    kept = [w for w in RUNS[name] if not w.startswith(("student.", "+callbacks", "callbacks."))]
-    words = [*kept, *ALONE[name], "student=same", "training.label_weight=1", "target=transformers"]
-    return run(cache() / f"{FOLDERS[name]}-original", words).student
+def words_of(name: str) -> list[str]:
+    """What `scripts/train.py` is told; the original is trained where it is missing."""
+    folder = cache() / f"{name}-original"
+    run(folder, ORIGINALS[name])
+    return [*RUNS[name], f"teacher.path={folder / 'export' / 'transformers'}"]
 
 
 def run(folder: Path, words: list[str]) -> Restored:
@@ -132,40 +140,20 @@ def smallest(original: Path, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def quality(
-    restored: Restored, folder: Path, original: Path, *, batches: int, further: torch.nn.Module
-) -> dict[str, Any]:
-    """What the exported file keeps of the original's quality, on the validation part.
-
-    `kept` is against the original as it was given, `kept_of_further` against the original trained
-    on for as many steps as the student was: shares with their intervals.
-    """
-    ours, theirs = (open_model(path).module for path in (folder, original))
+def quality(restored: Restored, export_folder: Path, original: Path, *, batches: int) -> Any:
+    """Share of quality kept by the exported file, on the validation part, with its interval."""
+    models = [open_model(path).module for path in (export_folder, original)]
     loader = torch.utils.data.DataLoader(restored.data.validation, batch_size=16)
     rows = [batch for batch, _ in zip(loader, range(batches), strict=False)]
-    measure = accuracies if restored.config.task == "classification" else losses
-    given, on = (measure(ours, other, rows) for other in (theirs, further.eval()))
-    return {
-        "metric": given["metric"], "model": given["model"], "original": given["other"],
-        "original_further": on["other"], "rows": len(rows) * 16, "kept": given["kept"],
-        "kept_of_further": on["kept"],
-    }  # fmt: skip
-
-
-def accuracies(ours: torch.nn.Module, other: torch.nn.Module, rows: list[Any]) -> dict[str, Any]:
-    """Accuracy of both, and ours over the other's."""
-    found = [classification_accuracy(model, rows) for model in (ours, other)]
-    kept = bootstrap_interval(found[0].correct, found[1].correct, statistic="ratio")
-    values = dict(zip(("model", "other"), (one.accuracy for one in found), strict=True))
-    return {"metric": "accuracy", **values, "kept": vars(kept)}
-
-
-def losses(ours: torch.nn.Module, other: torch.nn.Module, rows: list[Any]) -> dict[str, Any]:
-    """Loss of both, and the other's perplexity over ours."""
-    both = compare(ours, other, rows)
-    kept = bootstrap_interval(
-        both.model.sequence_losses, both.baseline.sequence_losses,
-        weights=both.model.sequence_tokens, statistic="exp_difference",
-    )  # fmt: skip
-    return {"metric": "loss", "model": both.model.loss, "other": both.baseline.loss,
-            "kept": vars(kept)}  # fmt: skip
+    if restored.config.task == "classification":
+        ours, theirs = (classification_accuracy(model, rows) for model in models)
+        kept = bootstrap_interval(ours.correct, theirs.correct, statistic="ratio")
+        said = {"metric": "accuracy", "model": ours.accuracy, "original": theirs.accuracy}
+    else:
+        both = compare(*models, rows)
+        kept = bootstrap_interval(
+            both.model.sequence_losses, both.baseline.sequence_losses,
+            weights=both.model.sequence_tokens, statistic="exp_difference",
+        )  # fmt: skip
+        said = {"metric": "loss", "model": both.model.loss, "original": both.baseline.loss}
+    return {**said, "rows": len(rows) * 16, "kept": vars(kept)}
