@@ -3,8 +3,8 @@
 The callbacks see a trainer and a module of this file: the few attributes they read, and no more.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class CompressionTrainer(Trainer):  # type: ignore[misc]
         trainer: all else, as for `transformers.Trainer`; batches hold `input_ids` and `labels`.
 
     Raises:
-        BadInput: a callback asks for a teacher and there is none, or the model is sharded.
+        BadInput: a callback asks for a teacher and there is none, or the model is sharded or
+            copied to several GPUs by one process.
         UnsupportedModel: the model's logits are not its head on its last hidden states.
     """
 
@@ -59,10 +60,15 @@ class CompressionTrainer(Trainer):  # type: ignore[misc]
         super().__init__(model, **trainer)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise BadInput("compression under a sharded Trainer is not offered: use Lightning")
+        if (gpus := self.args.n_gpu) > 1:
+            raise BadInput(
+                f"one process would copy the student to {gpus} GPUs (DataParallel): start one a "
+                f"GPU by torchrun --nproc-per-node={gpus}, or show it one: CUDA_VISIBLE_DEVICES=0"
+            )
         self.model_accepts_loss_kwargs = False  # ours is a mean: accumulation divides it
         self.compression, self.label_weight = list(compression), label_weight
         self.view = TrainerView(self)
-        self.compressed = ModuleView(model, teacher, self.view)
+        self.compressed = ModuleView(model, teacher, self.view, loss=self._joint_loss)
         for callback in self.compression:
             callback.setup(self.view, self.compressed, "fit")
         self.add_callback(_Schedule(self))
@@ -76,8 +82,19 @@ class CompressionTrainer(Trainer):  # type: ignore[misc]
             return answer
         if model is self.model:
             return self._joint_loss(inputs)
-        with _forward_is(self.model, self._joint_loss):  # a wrapper's forward syncs gradients
-            return model(inputs)
+        return model(inputs)  # through DDP's forward, which prepares the reducer
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, **settings: Any) -> nn.Module:
+        """What trains is moved, zeroed, clipped and synchronised: projectors with the student."""
+        wrapped: nn.Module = super()._wrap_model(model, training=training, **settings)
+        if training and self.accelerator.unwrap_model(wrapped) is self.model:
+            wrapped = self.accelerator.prepare(self.compressed)
+        return wrapped
+
+    def autocast_smart_context_manager(self, *_: Any, **__: Any) -> AbstractContextManager[Any]:
+        """Evaluation's too: it calls the student itself, which accelerate did not prepare."""
+        made: AbstractContextManager[Any] = self.accelerator.autocast()
+        return made
 
     def _joint_loss(self, inputs: dict[str, Tensor]) -> Tensor:
         sources = [c for c in self.compression if isinstance(c, LossSource)]
@@ -125,23 +142,43 @@ class CompressionTrainer(Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         super()._save(str(folder), state_dict=plain_state_dict(self.model, transformed=False))
-        torch.save(self.compressed.extras(self.compression), folder / EXTRAS)
+        if self.args.should_save:  # every rank comes here, and one makes the folder
+            torch.save(self.compressed.extras(self.compression), folder / EXTRAS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.compressed.restore(Path(resume_from_checkpoint), self.compression)
 
 
 class ModuleView(nn.Module):
-    """What callbacks read of a LightningModule: student, teacher, `log`; projectors join here."""
+    """What callbacks read of a LightningModule: student, teacher, `log`; projectors join here.
+
+    Args:
+        student: the model that is compressed.
+        teacher: kept as it is: no submodule, in no checkpoint.
+        trainer: what callbacks read of theirs.
+        loss: of one batch, summed over all terms; DDP finds whatever it uses in this module.
+    """
 
     teacher: Teacher | None
     trainer: "TrainerView"
 
-    def __init__(self, student: nn.Module, teacher: Teacher | None, trainer: "TrainerView") -> None:
-        """The teacher is kept as it is: no submodule, in no checkpoint."""
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher | None,
+        trainer: "TrainerView",
+        *,
+        loss: Callable[[dict[str, Tensor]], Tensor],
+    ) -> None:
+        """Holds the student alone; callbacks add what learns beside it."""
         super().__init__()
         self.student = student
         self.__dict__["teacher"], self.__dict__["trainer"] = teacher, trainer
+        self._loss = loss
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The summed loss of one batch."""
+        return self._loss(inputs)
 
     def log(self, name: str, value: Any, **_: Any) -> None:
         """Keeps the last value; the Trainer logs it with its own figures."""
@@ -273,17 +310,6 @@ class _Rows:
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: value[0] for name, value in self.collate([self.rows[index]]).items()}
-
-
-@contextlib.contextmanager
-def _forward_is(module: nn.Module, function: Any) -> Iterator[None]:
-    """DDP prepares its reducer in forward: the loss is computed where the wrapper calls us."""
-    before = module.forward
-    module.forward = function
-    try:
-        yield
-    finally:
-        module.forward = before
 
 
 def _plain_name(key: str) -> str:

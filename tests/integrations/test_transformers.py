@@ -1,8 +1,10 @@
 """Claims about the Hugging Face Trainer: the same callbacks, the same numbers, exact resume."""
 
+import os
 import subprocess
 import sys
 
+import lightning as L
 import pytest
 import torch
 from transformers import LlamaForCausalLM, TrainerCallback, TrainingArguments
@@ -15,12 +17,20 @@ from compress.callbacks import (
 )
 from compress.errors import BadInput
 from compress.integrations.transformers import EXTRAS, CompressionTrainer
+from compress.module import CompressionModule
 from compress.teachers.local import LocalTeacher
 from compress.transforms import transformed_layers
 from tests.tiny import TinyData, tiny_llama
 
 
-def trainer_of(folder, *, steps=4, compression=None, teacher=True, **changes) -> CompressionTrainer:
+def wide_teacher() -> LocalTeacher:
+    """Wider than the student, so that features are compared through projectors."""
+    return LocalTeacher(tiny_llama(layers=3, hidden=64, seed=1), dtype="float32")
+
+
+def trainer_of(
+    folder, *, steps=4, compression=None, teacher=True, data=None, **changes
+) -> CompressionTrainer:
     if compression is None:
         compression = [QuantizationAwareTraining(scheme="W8A8"), LogitsDistillation()]
     settings = {"save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, **changes}
@@ -29,9 +39,8 @@ def trainer_of(folder, *, steps=4, compression=None, teacher=True, **changes) ->
         report_to=[], disable_tqdm=True, save_strategy="steps", **settings,
     )  # fmt: skip
     return CompressionTrainer(
-        tiny_llama(), args=arguments, train_dataset=TinyData(), compression=compression,
-        eval_dataset=TinyData(rows=8),
-        teacher=LocalTeacher(tiny_llama(layers=3, seed=1), dtype="float32") if teacher else None,
+        tiny_llama(), args=arguments, train_dataset=data or TinyData(), compression=compression,
+        eval_dataset=TinyData(rows=8), teacher=wide_teacher() if teacher else None,
     )  # fmt: skip
 
 
@@ -89,7 +98,74 @@ def test_resume_is_bit_exact(tmp_path):
     second = trainer_of(tmp_path / "halves", steps=6, compression=callbacks())
     second.train(resume_from_checkpoint=str(tmp_path / "halves" / "checkpoint-4"))
     expected = state_of(whole)
+    assert any("features_projectors" in key for key in expected)
     assert all(torch.equal(value, expected[key]) for key, value in state_of(second).items())
+
+
+def test_all_that_learns_is_what_the_trainer_moves_zeroes_and_clips(tmp_path):
+    trainer = trainer_of(tmp_path, compression=[FeatureDistillation()], steps=1)
+    trainer.train()
+    seen = {id(p) for p in trainer.model_wrapped.parameters()}
+    stepped = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in trainer.compressed.features_projectors.parameters()} <= stepped <= seen
+    assert all(p.grad is None for p in trainer.compressed.parameters())
+
+
+class PlainSteps(CompressionModule):
+    """Descent without moments: each gradient and its clipping show in the weights."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
+
+
+@pytest.mark.parametrize("norm", [0.05, 1e9], ids=["clipped", "whole"])
+def test_projectors_end_where_lightning_takes_them(tmp_path, norm):
+    rows = TinyData(rows=4)  # one batch, whatever the order
+    trainer = trainer_of(
+        tmp_path, compression=[FeatureDistillation()], data=rows, learning_rate=0.5, optim="sgd",
+        lr_scheduler_type="constant", max_grad_norm=norm, save_steps=100,
+    )  # fmt: skip
+    trainer.train()
+    module = PlainSteps(student=tiny_llama(), teacher=wide_teacher(), learning_rate=0.5)
+    L.Trainer(
+        max_steps=4, gradient_clip_val=norm, callbacks=[FeatureDistillation()], accelerator="cpu",
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, torch.utils.data.DataLoader(rows, batch_size=4))  # fmt: skip
+    expected = module.state_dict()
+    for key, value in state_of(trainer).items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
+
+
+def test_two_ranks_end_with_one_student_and_the_same_projectors(tmp_path):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        "-m", "tests.integrations.trainer_rank", str(tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "rank 0: equal" in done.stdout and "rank 1: equal" in done.stdout
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    arguments._n_gpu = 2
+    with pytest.raises(BadInput, match="nproc-per-node=2"):
+        CompressionTrainer(tiny_llama(), args=arguments, compression=[])
+
+
+def test_evaluation_is_in_the_precision_of_training(tmp_path):
+    seen = []
+    trainer = trainer_of(tmp_path, bf16=True, steps=1, save_steps=100)
+    layer = trainer.model.model.layers[0].mlp.up_proj
+    layer.register_forward_hook(lambda module, _, output: seen.append(output.dtype))
+    trainer.train()
+    trained = len(seen)
+    trainer.evaluate()
+    assert len(seen) > trained and set(seen) == {torch.bfloat16}
 
 
 def test_masks_hold_and_the_checkpoint_loads_as_a_plain_model(tmp_path):
