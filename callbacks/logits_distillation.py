@@ -27,7 +27,8 @@ class LogitsDistillation(CompressionCallback):
         scale_by_temperature_squared: True multiplies the loss by T^2 (Hinton et al. 2015).
         beta: teacher's share in the mixture of `jensen_shannon`, in (0, 1).
         skew: of `skewed_kl` and `skewed_reverse_kl`, in [0, 1); 0.0 is the plain divergence.
-        top_k: compare the teacher's K likeliest tokens; 0 compares the whole vocabulary.
+        top_k: compare the teacher's K likeliest tokens; 0 compares the whole vocabulary, or all
+            that a stored or served teacher gives.
         tail: the other tokens are one `bucket`, or left out (`renormalize`).
         vocab_size: the tokenizer's size where heads are padded beyond it; None: the smaller head.
         alignment: `same` tokenizer, or `uld` for vocabularies that share nothing.

@@ -38,7 +38,8 @@ class LogitSettings:
             depend on T; False leaves it shrink like 1 / T^2.
         beta: of `jensen_shannon`, in (0, 1).
         skew: of the skewed divergences, in [0, 1).
-        top_k: compare the teacher's K likeliest tokens alone; 0 compares the whole vocabulary.
+        top_k: compare the teacher's K likeliest tokens alone; 0 compares the whole vocabulary,
+            or all that a stored or served teacher gives.
         tail: what becomes of the others when only K tokens are compared or stored.
         vocab_size: the tokenizer's size, where heads are padded beyond it; None: the smaller head.
         alignment: `same` (one tokenizer) or `uld` (two; sorted probabilities are compared).
@@ -93,12 +94,14 @@ def teacher_term(
     """The term that compares the student with a signal (default: the step's).
 
     Raises:
-        BadInput: the signal cannot serve the settings (a temperature for stored tokens, ...).
+        BadInput: the signal cannot serve the settings (a temperature for stored tokens, more
+            likeliest tokens than are stored, ...), now or at a later step.
     """
     signal = step.signal if signal is None else signal
     temperature = settings.temperature_at(step.number)
     if isinstance(signal, TopKSignal):
-        return _sparse_term(signal, settings, temperature)
+        size = _size_of_student(step, settings)
+        return _sparse_term(signal, settings, temperature, size=size)
     return _dense_term(step, signal, settings, temperature)
 
 
@@ -129,24 +132,59 @@ def _dense_term(
     )  # fmt: skip
 
 
-def _sparse_term(signal: TopKSignal, settings: LogitSettings, temperature: float) -> LogitTerm:
+def _size_of_student(step: Step, settings: LogitSettings) -> int:
+    """Tokens that count where the teacher's stored ones do not tell how many it knows."""
+    rows = step.student.head.weight_VH.shape[0]
+    return common_vocabulary(rows, rows, vocab_size=settings.vocab_size)
+
+
+def _sparse_term(
+    signal: TopKSignal, settings: LogitSettings, temperature: float, *, size: int
+) -> LogitTerm:
+    _check_stored(signal, settings)
+    weight = settings.teacher_weight
+    if signal.sampled:
+        return SampledTerm(targets=stored_targets(signal, size=size), weight=weight, size=size)
+    return TopKTerm(
+        targets=stored_targets(signal, size=size, top_k=settings.top_k, temperature=temperature),
+        divergence=divergence_by_name(settings.divergence, beta=settings.beta, skew=settings.skew),
+        weight=weight, temperature=temperature, scale=_scale(settings, temperature),
+        tail=settings.tail, size=size,
+    )  # fmt: skip
+
+
+def _check_stored(signal: TopKSignal, settings: LogitSettings) -> None:
+    """Refuse, at the first batch, what K stored tokens cannot tell at this or a later step."""
+    stored = signal.tokens_BLK.shape[-1]
+    heat = settings.final_temperature or settings.temperature
+    temperatures = sorted({settings.temperature, heat})
     if settings.alignment == "uld":
         raise BadInput("alignment=uld needs the teacher's whole distribution, not stored tokens")
     if signal.sampled:
-        if settings.divergence != "forward_kl" or temperature != 1.0:
-            raise BadInput(
-                "sampled tokens estimate the forward KL at temperature 1 and nothing else: "
-                f"divergence={settings.divergence}, temperature={temperature}"
-            )
-        return SampledTerm(targets=stored_targets(signal), weight=settings.teacher_weight)
-    if temperature != 1.0 and settings.tail == "bucket":
+        _check_sampled(settings, temperatures)
+    elif settings.top_k > stored:
         raise BadInput(
-            f"temperature={temperature} with stored tokens: the tail's mass at another "
-            "temperature is unknown; use temperature=1 or tail=renormalize"
+            f"top_k={settings.top_k}: the teacher gives {stored} tokens a position; use top_k="
+            f"{stored} or fewer, 0 for all of them, or store or ask for more (teacher's top_k)"
         )
-    return TopKTerm(
-        targets=stored_targets(signal, temperature=temperature),
-        divergence=divergence_by_name(settings.divergence, beta=settings.beta, skew=settings.skew),
-        weight=settings.teacher_weight, temperature=temperature,
-        scale=_scale(settings, temperature), tail=settings.tail, size=settings.vocab_size,
-    )  # fmt: skip
+    elif temperatures != [1.0] and settings.tail == "bucket":
+        raise BadInput(
+            f"temperature={settings.temperature}, final_temperature={settings.final_temperature} "
+            "with stored tokens: the tail's mass at another temperature than 1 is unknown; use "
+            "temperature=1 or tail=renormalize"
+        )
+
+
+def _check_sampled(settings: LogitSettings, temperatures: list[float]) -> None:
+    if settings.divergence != "forward_kl" or temperatures != [1.0]:
+        raise BadInput(
+            "sampled tokens estimate the forward KL at temperature 1 and nothing else: "
+            f"divergence={settings.divergence}, temperature={settings.temperature}, "
+            f"final_temperature={settings.final_temperature}"
+        )
+    if settings.top_k or settings.tail != "bucket":
+        raise BadInput(
+            "sampled tokens stand for the whole vocabulary, none of them is among the likeliest "
+            f"and none is left over: top_k={settings.top_k}, tail={settings.tail}; leave both "
+            "(top_k=0, tail=bucket), or store the likeliest tokens instead of draws"
+        )

@@ -67,6 +67,26 @@ def test_several_teachers_teach_at_once(tmp_path):
         fit([LogitsDistillation(teacher=str(tmp_path / "nowhere"))], steps=1)
 
 
+@pytest.mark.parametrize("settings", [{"top_k": 5}, {"top_k": 5, "vocab_size": 100}])
+def test_a_cached_teacher_obeys_the_settings_as_the_live_one_does(settings, tmp_path):
+    from compress.contract import Step
+    from compress.distill.chunked import head_losses
+    from compress.teachers.cached import CachedTeacher, Identity, write_cache
+    from tests.tiny import tiny_llama
+
+    batch, student, live = tiny_batch(), tiny_llama(), teacher()
+    identity = Identity(teacher="t", tokenizer="k", data="d")
+    write_cache(live, [batch], tmp_path / "cache", identity=identity, top_k=20)
+    callback, values = LogitsDistillation(teacher_weight=1.0, tail="renormalize", **settings), []
+    for each in (live, CachedTeacher(tmp_path / "cache")):
+        step = Step(
+            batch=batch, student=trace_causal_lm(student, batch), teacher=each,
+            want=callback.want(), number=0,
+        )  # fmt: skip
+        values.append(head_losses(step, dict(callback.losses(step)))[0])
+    torch.testing.assert_close(values[1], values[0], rtol=0.02, atol=0)
+
+
 def test_instruction_data_teach_answers_alone(tmp_path):
     import json
 

@@ -82,6 +82,79 @@ def test_a_dense_teachers_top_k_equals_the_stored_one(tail):
     torch.testing.assert_close(live[1][1], cached[1][1], rtol=1e-5, atol=1e-6)
 
 
+def shuffled(signal):
+    order = torch.rand(signal.tokens_BLK.shape).argsort(-1)
+    return TopKSignal(
+        tokens_BLK=signal.tokens_BLK.gather(-1, order),
+        log_probs_BLK=signal.log_probs_BLK.gather(-1, order),
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"tail": "renormalize", "temperature": 2.0}])
+def test_fewer_tokens_than_are_stored_equal_a_dense_teachers(settings):
+    step = make_step()
+    live = ours(step, term(step, make_signal(), top_k=4, **settings))
+    stored_8 = shuffled(stored(step, k=8))
+    cached = ours(step, term(step, stored_8, top_k=4, **settings))
+    torch.testing.assert_close(live[0], cached[0], rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(cached[1], live[1], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tail", ["bucket", "renormalize"])
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_tokens_beyond_the_vocabulary_take_no_share(name, tail):
+    """All 11 are stored, so that nothing is lost against a dense teacher cut to 7."""
+    step = make_step()
+    told = {"vocab_size": 7, "divergence": name, "tail": tail}
+    live = ours(step, term(step, make_signal(), top_k=7, **told))
+    cached = ours(step, term(step, shuffled(stored(step, k=11)), **told))
+    torch.testing.assert_close(live[0], cached[0], rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(cached[1], live[1], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_smaller_student_takes_what_a_larger_teacher_stored():
+    step, small = make_step(), make_step(vocab=7)
+    signal = stored(step, k=5)
+    assert (signal.tokens_BLK >= 7).any()
+    assert torch.equal(
+        ours(small, term(small, signal))[0], ours(small, term(small, signal, vocab_size=7))[0]
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"tail": "renormalize"}])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_position_whose_tokens_all_lie_beyond_stays_finite(name, settings):
+    step = make_step()
+    signal = TopKSignal(
+        tokens_BLK=torch.tensor([9, 10]).expand(3, 5, 2),
+        log_probs_BLK=torch.tensor([0.6, 0.3]).log().expand(3, 5, 2),
+    )
+    value, gradients = ours(step, term(step, signal, vocab_size=7, divergence=name, **settings))
+    assert value.isfinite() and all(g.isfinite().all() for g in gradients)
+
+
+def test_draws_beyond_the_vocabulary_take_no_share():
+    """Where frequencies are the probabilities, the loss is the dense one, cut as that is."""
+    step = make_step()
+    live = ours(step, term(step, make_signal(), vocab_size=7))
+    cached = ours(step, term(step, stored(step, k=11, sampled=True), vocab_size=7))
+    torch.testing.assert_close(live[0], cached[0], rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(cached[1], live[1], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_where_every_draw_lies_beyond_nothing_is_taught():
+    step = make_step()
+    signal = TopKSignal(
+        tokens_BLK=torch.tensor([9, 10]).expand(3, 5, 2),
+        log_probs_BLK=torch.tensor([0.5, 0.5]).log().expand(3, 5, 2), sampled=True,
+    )  # fmt: skip
+    value, gradients = ours(step, term(step, signal, vocab_size=7))
+    assert value == 0 and not any(g.any() for g in gradients)
+
+
 def test_sampled_tokens_give_p_minus_frequency():
     step = make_step()
     generator = torch.Generator().manual_seed(0)
@@ -117,8 +190,15 @@ def test_sampling_is_unbiased_where_truncation_is_not():
     ("sampled", "settings", "word"),
     [
         (True, {"temperature": 2.0}, "temperature"),
+        (True, {"temperature": 1.0, "final_temperature": 2.0, "temperature_steps": 9}, "2.0"),
         (True, {"divergence": "reverse_kl"}, "reverse_kl"),
+        (True, {"top_k": 2}, "top_k=2, tail=bucket"),
+        (True, {"tail": "renormalize"}, "top_k=0, tail=renormalize"),
+        (True, {"vocab_size": 12}, "vocab_size=12 exceeds a head"),
+        (False, {"vocab_size": 12}, "vocab_size=12 exceeds a head"),
+        (False, {"top_k": 4}, "top_k=4: the teacher gives 3 tokens"),
         (False, {"temperature": 2.0}, "renormalize"),
+        (False, {"temperature": 1.0, "final_temperature": 2.0, "temperature_steps": 9}, "2.0"),
         (False, {"alignment": "uld"}, "uld"),
     ],
 )
