@@ -213,25 +213,43 @@ def _in_hub_cache(name: str) -> bool:
     return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
-def check_vocabulary(teacher_tokenizer: Any, student_tokenizer: Any) -> None:
+def check_vocabulary(
+    teacher_tokenizer: Any,
+    student_tokenizer: Any,
+    *,
+    names: tuple[str, str] = ("teacher", "student"),
+) -> None:
     """Prove that both tokenizers give every token the same id.
 
-    Rows that only pad a model's head have no token here, so padded vocabularies pass.
+    Rows that only pad a model's head have no token here, so padded vocabularies pass. So do
+    special tokens that one alone has, or that both have under another name.
+
+    Args:
+        teacher_tokenizer: one of them.
+        student_tokenizer: the other.
+        names: what an error calls them.
 
     Raises:
         BadInput: a token has another id, or only one of the two knows it.
     """
     teacher: dict[str, int] = teacher_tokenizer.get_vocab()
     student: dict[str, int] = student_tokenizer.get_vocab()
-    if teacher == student:
-        return
     shared = teacher.keys() & student.keys()
     moved = sorted(token for token in shared if teacher[token] != student[token])
-    alone = sorted(teacher.keys() ^ student.keys())
+    special = _added_ids(teacher_tokenizer) | _added_ids(student_tokenizer)
+    ids = teacher | student
+    alone = sorted(t for t in teacher.keys() ^ student.keys() if ids[t] not in special)
+    if not moved and not alone:
+        return
     examples = ", ".join(map(repr, (moved + alone)[:5]))
     raise BadInput(
-        f"teacher and student tokenize differently: {len(teacher)} and {len(student)} tokens, "
+        f"{' and '.join(names)} tokenize differently: {len(teacher)} and {len(student)} tokens, "
         f"{len(moved)} of the {len(shared)} shared ones under another id, "
-        f"{len(alone)} known to one alone ({examples}). Use a student of the teacher's family, "
-        "or distil across tokenizers with callbacks.distillation.alignment=uld"
+        f"{len(alone)} known to one alone ({examples}). Every model of a run reads the same ids, "
+        "with alignment=uld too: use models of one family, or leave the teacher out"
     )
+
+
+def _added_ids(tokenizer: Any) -> set[int]:
+    """Ids of tokens that were added to the trained vocabulary: special ones as a rule."""
+    return set(getattr(tokenizer, "get_added_vocab", dict)().values())

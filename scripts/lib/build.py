@@ -19,6 +19,7 @@ from compress.models import config_of
 from compress.scripts.lib.embedded import embedded_model
 from compress.scripts.lib.signatures import signature_problems
 from compress.scripts.lib.targets import import_callback, import_data
+from compress.scripts.lib.vocabularies import check_tokenizers, tokenizer_at
 from compress.students import student_from_teacher
 from compress.teachers.checkpoints import checkpoint_folder
 from compress.teachers.local import load_hf_teacher
@@ -33,16 +34,17 @@ def cache_folder() -> Path:
 
 
 def build_tokenizer(config: DictConfig) -> Any | None:
-    """The tokenizer of the given model; None where the data trains its own."""
+    """The tokenizer of the given models; None where the data trains its own.
+
+    Raises:
+        BadInput: there is none, or the models of the run have different ones.
+    """
     path = config.teacher.path or config.student.path
     if path is None:
         return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"no tokenizer at {path}: {str(error).splitlines()[0]}") from error
+    tokenizer = tokenizer_at(path)
+    check_tokenizers(config, tokenizer, source=path)
+    return tokenizer
 
 
 def build_data(config: DictConfig, tokenizer: Any | None) -> Any:
@@ -51,7 +53,10 @@ def build_data(config: DictConfig, tokenizer: Any | None) -> Any:
     target = import_data(settings.pop("_target_"), list(config.allow_modules))
     if problems := list(signature_problems("data", target, settings)):
         raise BadInput("\n".join(problems))
-    return target(tokenizer=tokenizer, cache_dir=cache_folder() / "data", **settings)
+    data = target(tokenizer=tokenizer, cache_dir=cache_folder() / "data", **settings)
+    if data.tokenizer is not tokenizer:
+        check_tokenizers(config, data.tokenizer, source="the data")
+    return data
 
 
 def teacher_folder(config: DictConfig, data: Any, *, metrics: Path) -> Path | None:
@@ -162,7 +167,7 @@ def build_student(
 
 
 def check_pair(teacher: torch.nn.Module | None, student: torch.nn.Module, tokenizer: Any) -> None:
-    """Refuse a pair that does not share its vocabulary, or a tokenizer that the student lacks.
+    """Refuse models with fewer rows than the tokenizer has tokens.
 
     Raises:
         BadInput: with both sizes.

@@ -121,11 +121,14 @@ def test_a_hub_name_offline_says_so(monkeypatch, tmp_path):
 
 
 class Words:
-    def __init__(self, *words):
-        self.words = words
+    def __init__(self, *words, added=()):
+        self.words, self.added = words, added
 
     def get_vocab(self):
-        return {word: index for index, word in enumerate(self.words)}
+        return {word: index for index, word in enumerate((*self.words, *self.added))}
+
+    def get_added_vocab(self):
+        return {word: index for word, index in self.get_vocab().items() if word in self.added}
 
 
 def test_equal_vocabularies_pass():
@@ -135,3 +138,23 @@ def test_equal_vocabularies_pass():
 def test_different_vocabularies_are_refused_with_numbers():
     with pytest.raises(BadInput, match=r"3 and 3 tokens, 2 of the 2 shared .* 2 known to one"):
         check_vocabulary(Words("a", "b", "c"), Words("b", "a", "d"))
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        Words("a", "b", added=["<end>"]),
+        Words("a", "b"),
+        Words("a", "b", added=["<s>", "<pad>"]),
+        Words("a", "b", "[unused]"),
+    ],
+)
+def test_special_tokens_of_another_name_or_of_one_alone_pass(student):
+    check_vocabulary(Words("a", "b", added=["<s>"]), student)
+
+
+def test_a_special_token_under_another_id_is_refused():
+    with pytest.raises(BadInput, match=r"2 of the 4 shared .*'<pad>', '<s>'"):
+        check_vocabulary(
+            Words("a", "b", added=["<s>", "<pad>"]), Words("a", "b", added=["<pad>", "<s>"])
+        )
