@@ -108,7 +108,9 @@ def open_model(
     task = task_of(config)
     return OpenModel(
         name=str(path), kind="compressed" if "quantization_config" in config else "dense",
-        module=_load(path, task, device, dtype, trust_remote_code),
+        module=load_checkpoint(
+            path, task=task, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        ),
         tokenizer=find_tokenizer(path), bytes=weight_bytes(place) if place.exists() else None,
         task=task,
     )  # fmt: skip
@@ -187,7 +189,15 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for pattern in WEIGHTS for file in folder.glob(pattern))
 
 
-def _load(path: str | Path, task: str, device: str, dtype: str, trust: bool) -> nn.Module:
+def load_checkpoint(
+    path: str | Path, *, task: str, device: str = "cpu", dtype: str = "float32",
+    trust_remote_code: bool = False,
+) -> nn.Module:  # fmt: skip
+    """A checkpoint by transformers, in eval mode; what it has no weights for is never made up.
+
+    Raises:
+        BadInput: it is damaged, or tensors of the task's model are missing.
+    """
     import transformers
 
     kind: Any = transformers.AutoModelForCausalLM
@@ -199,7 +209,7 @@ def _load(path: str | Path, task: str, device: str, dtype: str, trust: bool) -> 
         with quiet():
             model, info = kind.from_pretrained(
                 str(path), dtype=getattr(torch, dtype), output_loading_info=True,
-                trust_remote_code=trust,
+                trust_remote_code=trust_remote_code,
             )  # fmt: skip
     except Exception as error:  # damaged files raise whatever their readers like
         said = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -106,14 +106,18 @@ def _run_arms(settings: dict[str, Any], result: dict[str, Any]) -> None:
 
 
 def _same_kind(arms: dict[str, Arm]) -> None:
-    """Refuses to compare a decoder that keeps keys and values with one that does not.
+    """Refuses what does not compare: writing and not, a key-value cache and none.
 
     Raises:
         BadInput: names both, and the way out.
     """
     cached = {name: arm.facts.get("cached", False) for name, arm in arms.items()}
-    writes = all(arm.facts["generates"] for arm in arms.values())
-    if writes and len(set(cached.values())) > 1:
+    writes = {name: bool(arm.facts["generates"]) for name, arm in arms.items()}
+    if len(set(writes.values())) > 1:
+        told = {True: "writes text", False: "answers with one pass"}
+        listed = ", ".join(f"{name} {told[writing]}" for name, writing in writes.items())
+        raise BadInput(f"{listed}: their times do not compare. Name two models of one task")
+    if all(writes.values()) and len(set(cached.values())) > 1:
         keeps = next(name for name, held in cached.items() if held)
         lacks = next(name for name, held in cached.items() if not held)
         raise BadInput(

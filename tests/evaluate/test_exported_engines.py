@@ -5,13 +5,18 @@ import zipfile
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from compress.errors import BadInput
 from compress.evaluate.engines import EngineSettings, load_engine
 from compress.evaluate.engines.onnxruntime import products_saturate
-from tests.export.onnx_models import exported, student_of, tiny_bert
+from compress.export.onnx_program import Logits
+from compress.export.write import export
+from tests.export.onnx_models import exported, student_of, tiny_bert, tiny_encoder
 from tests.export.pt2_models import sparse_int4
 from tests.tiny import tiny_llama
+
+SLOW = pytest.mark.nightly
 
 
 def tokens_and_mask(rows=2, length=11):
@@ -29,7 +34,7 @@ def saved(model, folder):
 def gap(engine, model):
     tokens, mask = tokens_and_mask()
     with torch.no_grad():
-        told = model(input_ids=tokens, attention_mask=mask).logits
+        told = Logits(model)(tokens, mask)
     return float((engine.forward(tokens, mask) - told).abs().max())
 
 
@@ -70,6 +75,35 @@ def test_eager_runs_a_program_and_answers_like_the_student():
 def test_eager_runs_a_dense_checkpoint_beside_it(tmp_path):
     model = saved(tiny_llama(layers=1), tmp_path)
     assert gap(load_engine("eager", tmp_path, EngineSettings()), model) < 1e-5
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_encoder])
+@pytest.mark.parametrize(
+    "engine", ["transformers", "eager", "onnxruntime", pytest.param("inductor", marks=SLOW)]
+)
+def test_a_model_whose_pass_is_the_answer_writes_nothing(engine, make, tmp_path):
+    model = saved(make(), tmp_path)
+    opened = load_engine(engine, tmp_path, EngineSettings())
+    assert not opened.generates
+    assert gap(opened, model) < 1e-5
+
+
+def test_an_encoder_of_a_program_gives_its_hidden_states(tmp_path):
+    model = tiny_encoder().eval()
+    folder = export(model, target="pt2", path=tmp_path / "out", dtype="float32").path
+    opened = load_engine("eager", folder, EngineSettings())
+    assert not opened.generates
+    assert gap(opened, model) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime", "inductor"])
+def test_a_head_that_the_checkpoint_lacks_is_not_made_up(engine, tmp_path):
+    saved(tiny_llama(layers=1), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["lm_head.weight"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"is not whole: 1 tensors are missing.*lm_head"):
+        load_engine(engine, tmp_path, EngineSettings())
 
 
 @pytest.mark.nightly

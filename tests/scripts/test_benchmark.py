@@ -5,6 +5,7 @@ import json
 import pytest
 
 from compress.scripts import benchmark
+from tests.export.onnx_models import tiny_encoder
 from tests.tiny import tiny_llama
 
 QUICK = ["requests=4", "rounds=2", "warm_up=1", "prompt_tokens=4-6", "new_tokens=3"]
@@ -133,6 +134,19 @@ def test_a_decoder_with_a_cache_is_not_compared_with_one_without():
         _same_kind({"model": arm(True), "baseline": arm(False)})
     _same_kind({"model": arm(True), "baseline": arm(True)})
     _same_kind({"model": arm(True, generates=False), "baseline": arm(False, generates=False)})
+    with pytest.raises(BadInput, match="model writes text, baseline answers with one pass"):
+        _same_kind({"model": arm(False), "baseline": arm(False, generates=False)})
+
+
+@pytest.mark.parametrize("engine", ["transformers", "eager"])
+def test_an_encoder_is_measured_by_its_pass_and_writes_nothing(engine, tmp_path):
+    tiny_encoder().save_pretrained(tmp_path / "model")
+    out = tmp_path / "b.json"
+    words = [f"model={tmp_path / 'model'}", f"engine={engine}", *QUICK, f"out={out}"]
+    assert benchmark.main(words) == 0
+    found = json.loads(out.read_text())
+    assert found["arms"]["model"]["generates"] is False
+    assert found["runs"][0]["model"]["per_token_ms"] == {}
 
 
 def test_a_sequence_beyond_the_last_position_is_refused(folder, tmp_path, capsys):

@@ -3,7 +3,7 @@
 Each is a module of this package with `load(path, settings) -> Engine`; it is imported by name, so
 that none of the others need be installed. `vllm` runs in an environment of its own (`vllm_host`).
 
-Legend: B sequences, L positions, V vocabulary, C classes.
+Legend: B sequences, L positions, V vocabulary, C classes, H hidden.
 """
 
 import importlib
@@ -73,7 +73,9 @@ class Engine(ABC):
 
     @abstractmethod
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Logits of every position (B, L, V), or of each sequence (B, C), in fp32 on the CPU.
+        """Logits of every position (B, L, V) or each sequence (B, C), in fp32 on the CPU.
+
+        Of a model without a head: its last hidden states (B, L, H).
 
         `mask_BL` is 1 at tokens and 0 at padding; None where there is no padding.
         """

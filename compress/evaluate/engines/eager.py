@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from compress.evaluate.engines.exported import (
     dense_model,
     refuse_settings,
     vocabulary,
+    writes_text,
 )
 from compress.export.onnx_program import Logits
 from compress.export.pt2 import PROGRAM_FILE
@@ -25,14 +27,13 @@ class Eager(Engine):
     name = "eager"
     version = torch.__version__
 
-    def __init__(self, run: Callable[..., Tensor], *, vocab_size: int) -> None:
+    def __init__(self, run: Callable[..., Tensor], *, vocab_size: int, generates: bool) -> None:
         """`run` takes `input_ids` and `attention_mask`."""
-        self.run, self.vocab_size = run, vocab_size
-        self.generates = self.forward(torch.zeros(2, 3, dtype=torch.int64)).dim() == 3
+        self.run, self.vocab_size, self.generates = run, vocab_size, generates
 
     @torch.inference_mode()
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Logits of every position, or of each sequence."""
+        """Logits of every position or each sequence, or the last hidden states."""
         mask_BL = torch.ones_like(tokens_BL) if mask_BL is None else mask_BL
         return self.run(input_ids=tokens_BL, attention_mask=mask_BL.to(torch.int64)).float()
 
@@ -47,8 +48,9 @@ def load(path: Path, settings: EngineSettings) -> Engine:
     if not path.exists():
         raise BadInput(f"{path}: there is no such file or folder")
     torch.set_num_threads(settings.threads)
-    vocab_size = vocabulary(checkpoint_config(path), path)
+    config = checkpoint_config(path)
+    facts: Any = {"vocab_size": vocabulary(config, path), "generates": writes_text(config)}
     file = path if path.is_file() else path / PROGRAM_FILE
     if file.is_file():
-        return Eager(open_program(file).module(), vocab_size=vocab_size)
-    return Eager(Logits(dense_model(path, engine="eager")), vocab_size=vocab_size)
+        return Eager(open_program(file).module(), **facts)
+    return Eager(Logits(dense_model(path, engine="eager")), **facts)

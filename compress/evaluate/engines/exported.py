@@ -5,22 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from compress.errors import BadInput
 from compress.evaluate.engines import EngineSettings
-from compress.export.reload import quiet
+from compress.evaluate.models import load_checkpoint, task_of
 
 
 def dense_model(path: Path, *, engine: str) -> nn.Module:
-    """A dense Hugging Face checkpoint in fp32, causal or a sequence classifier.
+    """A dense Hugging Face checkpoint in fp32: causal, a sequence classifier, or without a head.
 
     Raises:
-        BadInput: there is none at `path`, it is quantised, or it does not load.
+        BadInput: there is none at `path`, it is quantised, or it does not load whole.
     """
-    import transformers
-
     config = checkpoint_config(path)
     if path.is_dir() and any(path.glob("*.onnx")) and not any(path.glob("*.safetensors")):
         raise BadInput(
@@ -32,19 +29,7 @@ def dense_model(path: Path, *, engine: str) -> nn.Module:
             f"{path} is quantised in a format that {engine} does not read: export its run with "
             f"target={target} and give that folder"
         )
-    name = (config.get("architectures") or [""])[0]
-    classifies = name.endswith("ForSequenceClassification")
-    opener: Any = (
-        transformers.AutoModelForSequenceClassification
-        if classifies
-        else transformers.AutoModelForCausalLM
-    )
-    try:
-        with quiet():
-            model: nn.Module = opener.from_pretrained(str(path), dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{path} does not load: {str(error).splitlines()[0]}") from error
-    return model.eval()
+    return load_checkpoint(path, task=task_of(config))
 
 
 def checkpoint_config(path: Path) -> dict[str, Any]:
@@ -61,6 +46,11 @@ def checkpoint_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise BadInput(f"{file} is damaged: {error}") from error
     return config
+
+
+def writes_text(config: dict[str, Any]) -> bool:
+    """Whether the model continues texts: neither classes nor hidden states are next tokens."""
+    return task_of(config) == "causal_lm"
 
 
 def vocabulary(config: Mapping[str, Any], path: Path) -> int:

@@ -5,6 +5,7 @@ A package that was compiled before is native code: it runs where `trust_package`
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from compress.evaluate.engines.exported import (
     dense_model,
     refuse_settings,
     vocabulary,
+    writes_text,
 )
 from compress.export.inductor import (
     PACKAGE_FILE,
@@ -33,14 +35,12 @@ class Inductor(Engine):
     name = "inductor"
     version = torch.__version__
 
-    def __init__(self, run: Compiled, *, vocab_size: int) -> None:
+    def __init__(self, run: Compiled, *, vocab_size: int, generates: bool) -> None:
         """`run` is an opened package."""
-        self.run, self.vocab_size = run, vocab_size
-        probe = torch.zeros(2, 3, dtype=torch.int64)
-        self.generates = self.forward(probe).dim() == 3
+        self.run, self.vocab_size, self.generates = run, vocab_size, generates
 
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Logits of every position, or of each sequence."""
+        """Logits of every position or each sequence, or the last hidden states."""
         mask_BL = torch.ones_like(tokens_BL) if mask_BL is None else mask_BL
         with torch.inference_mode():
             return self.run(tokens_BL, mask_BL.to(torch.int64)).float()
@@ -59,10 +59,11 @@ def load(path: Path, settings: EngineSettings) -> Engine:
     if not path.exists():
         raise BadInput(f"{path}: there is no such file or folder")
     torch.set_num_threads(settings.threads)
-    vocab_size = vocabulary(checkpoint_config(path), path)
+    config = checkpoint_config(path)
+    facts: Any = {"vocab_size": vocabulary(config, path), "generates": writes_text(config)}
     file = path if path.is_file() else path / PACKAGE_FILE
     if file.is_file() and settings.options.get("trust_package") is True and is_compiled(file):
-        return Inductor(open_package(file), vocab_size=vocab_size)
+        return Inductor(open_package(file), **facts)
     with tempfile.TemporaryDirectory() as place:
         package = Path(place) / PACKAGE_FILE
         if file.is_file():
@@ -70,4 +71,4 @@ def load(path: Path, settings: EngineSettings) -> Engine:
         else:
             model = dense_model(path, engine="inductor")
             made = compile_package(model, package, threads=settings.threads)
-        return Inductor(open_package(made), vocab_size=vocab_size)
+        return Inductor(open_package(made), **facts)

@@ -16,6 +16,7 @@ from compress.evaluate.engines.exported import (
     dense_model,
     refuse_settings,
     vocabulary,
+    writes_text,
 )
 from compress.export.onnx_program import INPUTS
 from compress.export.plan import collect_plan
@@ -39,7 +40,9 @@ class OnnxRuntime(Engine):
     name = "onnxruntime"
     version = onnxruntime.__version__
 
-    def __init__(self, file: Path, *, vocab_size: int, threads: int, device: str) -> None:
+    def __init__(
+        self, file: Path, *, vocab_size: int, generates: bool, threads: int, device: str
+    ) -> None:
         """Opens the file.
 
         Raises:
@@ -63,11 +66,10 @@ class OnnxRuntime(Engine):
         others = sorted(set(inputs) - {value.name for value in self.past})
         if others != sorted(INPUTS):
             raise BadInput(f"{file} has the inputs {', '.join(inputs)}, not {', '.join(INPUTS)}")
-        self.vocab_size, self.cached = vocab_size, bool(self.past)
-        self.generates = len(self.session.get_outputs()[0].shape) == 3
+        self.vocab_size, self.generates, self.cached = vocab_size, generates, bool(self.past)
 
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Logits of every position, or of each sequence."""
+        """Logits of every position or each sequence, or the last hidden states."""
         mask_BL = torch.ones_like(tokens_BL) if mask_BL is None else mask_BL
         logits, *_ = self._run(tokens_BL, mask_BL, self._empty(tokens_BL.shape[0]))
         return torch.from_numpy(logits).float()
@@ -113,8 +115,8 @@ def load(path: Path, settings: EngineSettings) -> Engine:
     file = onnx_file(path)
     config = checkpoint_config(path)
     opened: dict[str, Any] = {
-        "vocab_size": vocabulary(config, path), "threads": settings.threads,
-        "device": settings.device,
+        "vocab_size": vocabulary(config, path), "generates": writes_text(config),
+        "threads": settings.threads, "device": settings.device,
     }  # fmt: skip
     if file is not None:
         engine = OnnxRuntime(file, **opened)

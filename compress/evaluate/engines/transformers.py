@@ -25,13 +25,13 @@ class Transformers(Engine):
 
     @torch.inference_mode()
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Logits of every position, or of each sequence."""
+        """Logits of every position or each sequence, or the last hidden states."""
         mask = torch.ones_like(tokens_BL) if mask_BL is None else mask_BL
         output = self.module(
             input_ids=tokens_BL.to(self.device), attention_mask=mask.to(self.device)
         )
-        logits: Tensor = output.logits.float().cpu()
-        return logits
+        answer: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
+        return answer.float().cpu()
 
     @torch.inference_mode()
     def generate(self, tokens_BL: Tensor, *, new_tokens: int, on_token: OnToken) -> Tensor:

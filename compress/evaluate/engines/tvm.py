@@ -19,6 +19,7 @@ from compress.evaluate.engines.exported import (
     dense_model,
     refuse_settings,
     vocabulary,
+    writes_text,
 )
 from compress.export.onnx_program import INPUTS, Logits
 from compress.export.reload import quiet
@@ -33,22 +34,22 @@ class Tvm(Engine):
     Args:
         model: dense, in eval mode.
         vocab_size: of its tokens.
+        generates: whether its answer is next tokens.
     """
 
     name = "tvm"
 
-    def __init__(self, model: nn.Module, *, vocab_size: int) -> None:
+    def __init__(self, model: nn.Module, *, vocab_size: int, generates: bool) -> None:
         """Nothing is compiled yet."""
         import tvm
 
         self.version, self.model = tvm.__version__, model
-        self.vocab_size = vocab_size
+        self.vocab_size, self.generates = vocab_size, generates
         self.limit = int(getattr(model.config, "max_position_embeddings", 1 << 30))  # type: ignore[union-attr, arg-type]
-        self.generates = not type(model).__name__.endswith("ForSequenceClassification")
         self._compiled: dict[tuple[int, int], Any] = {}
 
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Logits of every position, or of each sequence."""
+        """Logits of every position or each sequence, or the last hidden states."""
         import tvm
 
         rows, length = tokens_BL.shape
@@ -57,8 +58,8 @@ class Tvm(Engine):
         inputs = [nn.functional.pad(v, (0, padded - length)) for v in (tokens_BL, mask_BL)]
         run = self._function(rows, padded)
         answer = run(*(tvm.runtime.tensor(value.contiguous().numpy()) for value in inputs))
-        logits = torch.from_numpy((answer if hasattr(answer, "numpy") else answer[0]).numpy())
-        return logits[:, :length].float() if self.generates else logits.float()
+        given = torch.from_numpy((answer if hasattr(answer, "numpy") else answer[0]).numpy())
+        return given[:, :length].float() if given.dim() == 3 else given.float()
 
     def _function(self, rows: int, length: int) -> Any:
         if (rows, length) not in self._compiled:
@@ -78,8 +79,8 @@ def load(path: Path, settings: EngineSettings) -> Engine:
     model: Any = dense_model(path, engine="tvm")
     model.config.use_cache = False
     model.set_attn_implementation("eager")
-    size = vocabulary(checkpoint_config(path), path)
-    return Tvm(model, vocab_size=size)
+    config = checkpoint_config(path)
+    return Tvm(model, vocab_size=vocabulary(config, path), generates=writes_text(config))
 
 
 def _compile(model: nn.Module, *, rows: int, length: int) -> Any:

@@ -3,7 +3,8 @@
     python vllm_host.py FD
 
 It imports nothing of this package: that environment does not have it. Jobs of several sequences
-are handed to vLLM's scheduler together; with arrivals, each is handed over when it comes.
+are handed to vLLM's scheduler together; with arrivals, each is handed over when it comes, or after
+the one before where a pass is the whole answer.
 """
 
 import json
@@ -36,10 +37,12 @@ class Host:
         self.vllm, self.count = vllm, 0
         with open(os.path.join(path, "config.json")) as file:
             config = json.load(file)
-        names = config.get("architectures") or [""]
-        self.generates = not names[0].endswith("ForSequenceClassification")
+        self.task = task_of((config.get("architectures") or [""])[0])
+        self.generates = self.task == "causal_lm"
         runner = {} if self.generates else {"runner": "pooling"}
-        settings = {"enforce_eager": device == "cpu", "skip_tokenizer_init": True, "seed": 0,
+        settings = {"enforce_eager": device == "cpu", "seed": 0,
+                    # to embed, vLLM makes one whatever it is given
+                    "skip_tokenizer_init": self.task != "embedding",
                     "dtype": dtype or "bfloat16", "enable_prefix_caching": False}  # fmt: skip
         self.llm = vllm.LLM(model=path, **{**settings, **runner, **(options or {})})
         self.facts = {"version": vllm.__version__, "vocab_size": config["vocab_size"],
@@ -50,6 +53,9 @@ class Host:
     ) -> list[dict[str, Any]]:
         """Moments of each job's tokens."""
         self.start = time.perf_counter()
+        if not self.generates:
+            times: list[float | None] = [*arrivals] if arrivals else [None] * len(jobs)
+            return [self._pooled(job, due) for job, due in zip(jobs, times, strict=True)]
         if arrivals is None:
             return [self._serve_one(job) for job in jobs]
         return self._open_loop(jobs, arrivals)
@@ -57,12 +63,16 @@ class Host:
     def _now(self) -> float:
         return time.perf_counter() - self.start
 
+    def _pooled(self, job: dict[str, Any], arrival: float | None) -> dict[str, Any]:
+        if arrival is None:
+            arrival = self._now()
+        time.sleep(max(arrival - self._now(), 0.0))
+        ask = self.llm.embed if self.task == "embedding" else self.llm.classify
+        ask([{"prompt_token_ids": prompt} for prompt in job["prompts"]], use_tqdm=False)
+        return {"arrival": arrival, "moments": [self._now()]}
+
     def _serve_one(self, job: dict[str, Any]) -> dict[str, Any]:
         arrival = self._now()
-        if not self.generates:
-            prompts = [{"prompt_token_ids": prompt} for prompt in job["prompts"]]
-            self.llm.classify(prompts, use_tqdm=False)
-            return {"arrival": arrival, "moments": [self._now()]}
         self._add(job)
         moments: list[float] = []
         engine = self.llm.llm_engine
@@ -100,6 +110,14 @@ class Host:
             names.append(str(self.count))
             self.llm.llm_engine.add_request(names[-1], {"prompt_token_ids": prompt}, wanted)
         return names
+
+
+def task_of(architecture: str) -> str:
+    """As `compress.evaluate.models` names it, which is out of reach here."""
+    if architecture.endswith("Model") and not architecture.endswith("LMHeadModel"):
+        return "embedding"
+    classifies = architecture.endswith("ForSequenceClassification")
+    return "classification" if classifies else "causal_lm"
 
 
 def memory() -> dict[str, int]:
