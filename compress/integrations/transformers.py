@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from compress.contract import LossSource, Step, Teacher, union_of_wants
 from compress.errors import BadInput
@@ -148,6 +148,18 @@ class CompressionTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.compressed.restore(Path(resume_from_checkpoint), self.compression)
 
+    def _load_best_model(self) -> None:
+        # whole: its plain weights alone would leave every transformed layer at the last step
+        folder = Path(self.state.best_model_checkpoint)
+        self.compressed.restore(folder, self.compression)
+        stood = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+        self.view.went_back_to = stood.global_step
+        self._start_callbacks()  # what no tensor holds: quantisers may not have started by then
+
+    def _start_callbacks(self) -> None:
+        for callback in self.compression:
+            callback.on_train_start(self.view, self.compressed)
+
 
 class ModuleView(nn.Module):
     """What callbacks read of a LightningModule: student, teacher, `log`; projectors join here.
@@ -229,6 +241,8 @@ class TrainerView:
         self.callback_metrics: dict[str, Tensor] = {}
         self.train_dataloader: Any = None
         self.ckpt_path: str | None = None  # known only once training begins
+        self.went_back_to: int | None = None
+        """Step of the best checkpoint, once the student is that one again."""
 
     def __getattr__(self, name: str) -> Any:
         """Only what a callback asks beyond this view comes here."""
@@ -238,8 +252,9 @@ class TrainerView:
 
     @property
     def global_step(self) -> int:
-        """Optimizer steps taken."""
-        return int(self._trainer.state.global_step)
+        """Optimizer steps that made the student what it is."""
+        taken = self._trainer.state.global_step
+        return int(taken if self.went_back_to is None else self.went_back_to)
 
     @property
     def max_steps(self) -> int:
@@ -287,8 +302,8 @@ class _Schedule(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, *_: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer.view.train_dataloader = _Rows(trainer.train_dataset, trainer.data_collator)
-        for callback in trainer.compression:
-            callback.on_train_start(trainer.view, trainer.compressed)
+        trainer.view.went_back_to = None
+        trainer._start_callbacks()
 
     def on_pre_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
         for callback in self.trainer.compression:

@@ -168,6 +168,53 @@ def test_evaluation_is_in_the_precision_of_training(tmp_path):
     assert len(seen) > trained and set(seen) == {torch.bfloat16}
 
 
+class SpoilAfter(TrainerCallback):
+    """A run that gets worse after a step, so that an earlier checkpoint is the best."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, model, **_):
+        if state.global_step >= self.step:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter), alpha=0.3)
+
+
+def best_of(folder, compression, **changes) -> CompressionTrainer:
+    trainer = trainer_of(
+        folder, compression=compression, eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True, **changes,
+    )  # fmt: skip
+    trainer.add_callback(SpoilAfter(2))
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    return trainer
+
+
+def test_the_best_model_is_one_checkpoint_whole(tmp_path):
+    def callbacks():
+        return [
+            DynamicSparsity(density=0.5, start=0, stop=4, every=1),
+            QuantizationAwareTraining(scheme="W4A16:32"), FeatureDistillation(),
+        ]  # fmt: skip
+
+    best = best_of(tmp_path / "all", callbacks())
+    at_its_step = trainer_of(tmp_path / "short", compression=callbacks())
+    at_its_step.add_callback(StopAt(2))
+    at_its_step.train()
+    expected = state_of(at_its_step)
+    assert all(torch.equal(value, expected[key]) for key, value in state_of(best).items())
+    assert best.evaluate()["eval_loss"] == pytest.approx(best.state.best_metric, rel=1e-6)
+
+
+def test_the_best_model_is_dense_where_quantisation_had_not_started(tmp_path):
+    trainer = best_of(tmp_path, [QuantizationAwareTraining(scheme="W4A16:32", start_step=3)])
+    layer = trainer.model.model.layers[0].mlp.up_proj
+    assert torch.equal(layer.weight, layer.parametrizations.weight.original)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+
+
 def test_masks_hold_and_the_checkpoint_loads_as_a_plain_model(tmp_path):
     sparse = DynamicSparsity(density=0.5, start=0, stop=3, every=1)
     trainer = trainer_of(tmp_path, compression=[sparse], teacher=False)
