@@ -35,8 +35,9 @@ class QuantizationAwareTraining(CompressionCallback):
         overrides: name pattern -> preset (`"W4A16:32"`), null keeps those layers dense.
         embeddings: preset of the input embeddings (`"W8A16:32"`); None keeps them dense.
         kv_cache: `fp8` rounds keys and values as an FP8 cache does; None does not.
-        budget_bits: mean bits a weight, scales included: every layer's scheme is then chosen from
-            `budget_schemes` by its sensitivity, and `scheme` is not looked at; None is off.
+        budget_bits: mean bits a weight of the file that is exported in `scale_dtype` (None:
+            float32), scales included: every layer's scheme is then chosen from `budget_schemes`
+            by its sensitivity, and `scheme` is not looked at; None is off.
         budget_schemes: presets to choose from, least bits first or not.
         init: where training starts: `rtn`, `mse`, `percentile`, `smoothquant`, `gptq`.
         percentile: share of magnitudes inside the range, for `init=percentile`.
@@ -127,16 +128,20 @@ class QuantizationAwareTraining(CompressionCallback):
         if self.budget_bits is None:
             return
         settings, told = self.layers_settings, self.start_settings
+        scale_dtype: torch.dtype | None = settings["scale_dtype"]
+        export_dtype = scale_dtype or torch.float32
         units = measure_sensitivity(
             student, dataset, schemes=self.budget_schemes, include=settings["include"],
             exclude=settings["exclude"], samples=told["samples"], seed=told["seed"],
+            scale_dtype=scale_dtype, export_dtype=export_dtype,
         )  # fmt: skip
         plan = cheapest_plan(units, budget_bits=self.budget_bits)
         settings["scheme"], settings["group_size"] = self.budget_schemes[0], None
         settings["weight_bits"] = settings["activations"] = None
         settings["overrides"] = {**plan.overrides, **settings["overrides"]}
         self._facts["bit_plan"] = {
-            "bits": plan.bits, "damage": plan.damage, "schemes": dict(plan.overrides)
+            "bits": plan.bits, "damage": plan.damage, "schemes": dict(plan.overrides),
+            "export_dtype": str(export_dtype).removeprefix("torch."),
         }  # fmt: skip
 
     def attach(self, student: nn.Module) -> None:

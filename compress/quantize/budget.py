@@ -22,7 +22,7 @@ class Unit:
     """Layers that take one scheme together, and what each scheme would do to the model.
 
     `damage` maps a scheme to nats of KL divergence from the dense model; `bits` to its bits a
-    weight, scales included.
+    weight in the file, scales included.
     """
 
     names: tuple[str, ...]
@@ -40,21 +40,48 @@ class BitPlan:
     damage: float
 
 
-def bits_of(scheme: str, *, columns: int) -> float:
+def bits_of(scheme: str, *, columns: int, scale_dtype: torch.dtype = torch.float32) -> float:
     """Bits a weight in the file, its share of the scales included.
 
+    Args:
+        scheme: a preset, with a group size after a colon if wanted.
+        columns: of the weight, which share a scale where there is one a row.
+        scale_dtype: of integer and FP8 scales in the file, see `stored_scale_dtype`; the scales of
+            FP4 formats have one of their own.
+
     >>> bits_of("W4A16:32", columns=256)
+    5.0
+    >>> bits_of("W4A16:32", columns=256, scale_dtype=torch.bfloat16)
     4.5
     >>> bits_of("NVFP4", columns=256)
     4.5
     """
-    args: QuantizationArgs = resolve_scheme(scheme).weights
-    scale_bits = args.scale_dtype.itemsize * 8 if args.scale_dtype else 16
+    resolved = resolve_scheme(scheme)
+    args: QuantizationArgs = resolved.weights
+    # codes that meet int8 inputs are multiplied as int8: they are not packed
+    bytewise = args.type == "int" and resolved.input_activations is not None
+    scale_bits = (args.scale_dtype or scale_dtype).itemsize * 8
+    return float((8 if bytewise else args.num_bits) + scale_bits / _sharing(args, columns))
+
+
+def _sharing(args: QuantizationArgs, columns: int) -> float:
+    """How many weights share a scale; one for the whole matrix counts as none."""
     if args.strategy in ("group", "tensor_group"):
-        return float(args.num_bits + scale_bits / args.group_size)
-    if args.strategy == "channel":
-        return float(args.num_bits + scale_bits / columns)
-    return float(args.num_bits)
+        return float(args.group_size)
+    if args.strategy == "block":
+        return float(math.prod(args.block_structure))
+    return float(columns) if args.strategy == "channel" else math.inf
+
+
+def stored_scale_dtype(trained: torch.dtype, export: torch.dtype) -> torch.dtype:
+    """What a file in `export` holds scales in: in that dtype where nothing is lost, else fp32.
+
+    >>> stored_scale_dtype(torch.bfloat16, torch.bfloat16)
+    torch.bfloat16
+    >>> stored_scale_dtype(torch.float32, torch.bfloat16)
+    torch.float32
+    """
+    return export if torch.promote_types(trained, export) == export else torch.float32
 
 
 def cheapest_plan(units: Sequence[Unit], *, budget_bits: float) -> BitPlan:

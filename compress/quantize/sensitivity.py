@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import BadInput
-from compress.quantize.budget import Unit, bits_of
+from compress.quantize.budget import Unit, bits_of, stored_scale_dtype
 from compress.quantize.calibration import calibration_batches, evaluating
-from compress.quantize.fusion import fusions, quantizers
+from compress.quantize.fusion import fusions, quantizers, weight_quantizer
 from compress.quantize.post_training import start
 from compress.quantize.prepare import prepare
 from compress.quantize.switches import set_enabled
@@ -32,6 +32,8 @@ def measure_sensitivity(
     init: str = "mse",
     samples: int = 16,
     seed: int = 0,
+    scale_dtype: torch.dtype | None = None,
+    export_dtype: torch.dtype = torch.float32,
 ) -> list[Unit]:
     """Quantises one unit at a time by each scheme and measures what it does to the outputs.
 
@@ -47,33 +49,47 @@ def measure_sensitivity(
         init: how the weights get their scales, see `start`.
         samples: rows.
         seed: of their draw.
+        scale_dtype: see `prepare`.
+        export_dtype: of the file whose bits are counted.
 
     Raises:
         UnsupportedScheme: a scheme does not fit a layer; all are listed.
         BadInput: there is no data.
     """
     damage: dict[tuple[str, ...], dict[str, float]] = {}
+    bits: dict[tuple[str, ...], dict[str, float]] = {}
     shapes: dict[str, torch.Size] = {}
     batches = list(calibration_batches(data, samples=samples, seed=seed, rows_per_batch=4))
     if not batches:
         raise BadInput("sensitivity got no row to measure on: the data set is empty or samples=0")
     for scheme in schemes:
         copied = copy.deepcopy(model)
-        layers = prepare(copied, scheme=scheme, include=include, exclude=exclude)
+        layers = prepare(
+            copied, scheme=scheme, include=include, exclude=exclude, scale_dtype=scale_dtype
+        )
         start(copied, data, init=init, samples=samples, seed=seed)
         set_enabled(copied, False)
         shapes = {name: layer.weight.shape for name, layer in layers.items()}  # type: ignore[misc, union-attr]
         for names, nats in _one_at_a_time(copied, units_of(copied, layers), batches).items():
             damage.setdefault(names, {})[scheme] = nats
+            bits.setdefault(names, {})[scheme] = _bits(layers[names[0]], scheme, export_dtype)
     return [
         Unit(
             names=names,
             weights=sum(shapes[n].numel() for n in names),
             damage=nats,
-            bits={s: bits_of(s, columns=shapes[names[0]][-1]) for s in schemes},
+            bits=bits[names],
         )
         for names, nats in damage.items()
     ]
+
+
+def _bits(layer: nn.Module, scheme: str, export_dtype: torch.dtype) -> float:
+    quantizer = weight_quantizer(layer)
+    assert quantizer is not None
+    stored = stored_scale_dtype(quantizer.scale_dtype, export_dtype)
+    columns: int = layer.weight.shape[-1]  # type: ignore[assignment, index, union-attr]
+    return bits_of(scheme, columns=columns, scale_dtype=stored)
 
 
 def units_of(model: nn.Module, names: Iterable[str]) -> list[tuple[str, ...]]:

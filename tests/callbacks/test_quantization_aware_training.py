@@ -120,6 +120,21 @@ def test_a_budget_is_kept_and_reported(tmp_path):
     plan = {n: weight_quantizer(m).args.num_bits for n, m in transformed_layers(module.student)}
     assert plan == {n: int(s[1]) for n, s in facts["bit_plan"]["schemes"].items()}
     assert len(set(plan.values())) > 1
+    assert facts["bit_plan"]["export_dtype"] == "float32"
+
+
+def test_a_budget_counts_the_scales_as_they_are_trained(tmp_path):
+    """Of 16 bits, every layer can have four bits and a scale for 32 of them; of 32 bits, not."""
+    told = {"budget_bits": 4.5, "calibration_samples": 4, "budget_schemes": "W2A16:32,W4A16:32"}
+    chosen = {
+        dtype: set(planned(tmp_path, scale_dtype=dtype, **told)["schemes"].values())
+        for dtype in (None, "bfloat16")
+    }
+    assert chosen == {None: {"W2A16:32", "W4A16:32"}, "bfloat16": {"W4A16:32"}}
+
+
+def planned(tmp_path, **settings):
+    return fit(tmp_path, steps=1, **settings).callback.report()["quantization"]["bit_plan"]
 
 
 def test_what_calibration_saw_is_reported(tmp_path):

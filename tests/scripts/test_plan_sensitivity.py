@@ -63,7 +63,7 @@ def test_budgets_are_judged_before_anything_is_measured(model, words, said, monk
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["budget_bits=1"], "the smallest plan has 2.500 bits"),
+        (["budget_bits=1"], "the smallest plan has 3.000 bits"),
         (["budget_mb=0.001"], "what stays dense"),
         (["length=5000"], "fewer than length=5000 tokens"),
         (["schemes=[W5A16]"], "W5A16"),
