@@ -31,7 +31,8 @@ class LogitsDistillation(CompressionCallback):
             that a stored or served teacher gives.
         tail: the other tokens are one `bucket`, or left out (`renormalize`).
         vocab_size: the tokenizer's size where heads are padded beyond it; None: the smaller head.
-        alignment: `same` tokenizer, or `uld` for vocabularies that share nothing.
+        alignment: `same` tokenizer, or `uld` for vocabularies that share nothing: in your own
+            code, which feeds both so that positions correspond; a recipe's run has one tokenizer.
         teacher: another teacher than the run's: a checkpoint's folder, its hub name, or a
             `Teacher`; several of these callbacks, each with a name, learn from several teachers.
         name: of the loss term; default `logits`.

@@ -94,7 +94,7 @@ def common_vocabulary(student: int, teacher: int, *, vocab_size: int | None = No
         raise BadInput(
             f"the student's vocabulary has {student} rows, the teacher's {teacher}: more apart "
             f"than padding explains ({PADDING_LIMIT}). If both use one tokenizer, set its size: "
-            "vocab_size=...; for two tokenizers use alignment=uld"
+            "vocab_size=...; models of two tokenizers cannot be compared token by token"
         )
     return smaller
 
