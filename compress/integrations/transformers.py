@@ -3,9 +3,11 @@
 The callbacks see a trainer and a module of this file: the few attributes they read, and no more.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,9 +24,12 @@ from compress.transforms import plain_state_dict
 EXTRAS = "compression.pt"
 """Beside a checkpoint's plain weights: scales, masks, projectors, and the callbacks' own state."""
 
+HOOKS = {"on_train_start", "on_before_optimizer_step", "on_train_batch_end"}
+"""Those of Lightning's that are called here, beside `setup` and the callbacks' state."""
+
 
 class CompressionTrainer(Trainer):  # type: ignore[misc]
-    """`transformers.Trainer` with compression callbacks: QAT, sparsity, distillation.
+    """`transformers.Trainer` with compression callbacks: QAT, sparsity, pruning, distillation.
 
     A checkpoint folder holds the weights as trained under their plain names, so
     `from_pretrained` loads it, and what the callbacks need to go on in `compression.pt`. After
@@ -38,8 +43,8 @@ class CompressionTrainer(Trainer):  # type: ignore[misc]
         trainer: all else, as for `transformers.Trainer`; batches hold `input_ids` and `labels`.
 
     Raises:
-        BadInput: a callback asks for a teacher and there is none, or the model is sharded or
-            copied to several GPUs by one process.
+        BadInput: a callback asks for a teacher and there is none, or has hooks that are not called
+            here; or the model is sharded, or copied to several GPUs by one process.
         UnsupportedModel: the model's logits are not its head on its last hidden states.
     """
 
@@ -56,6 +61,7 @@ class CompressionTrainer(Trainer):  # type: ignore[misc]
         asking = [type(c).__name__ for c in compression if getattr(c, "uses_teacher", False)]
         if asking and teacher is None:
             raise BadInput(f"{', '.join(asking)} learn from a teacher: give teacher=...")
+        refuse_hooks_not_called(compression)
         check_head_split(model)
         super().__init__(model, **trainer)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -239,7 +245,7 @@ class TrainerView:
         """Reads the Hugging Face Trainer at each use."""
         self._trainer = trainer
         self.callback_metrics: dict[str, Tensor] = {}
-        self.train_dataloader: Any = None
+        self.strategy = SimpleNamespace(broadcast=_of_first_rank)
         self.ckpt_path: str | None = None  # known only once training begins
         self.went_back_to: int | None = None
         """Step of the best checkpoint, once the student is that one again."""
@@ -263,8 +269,28 @@ class TrainerView:
 
     @property
     def estimated_stepping_batches(self) -> float:
-        """The same; infinite before it is known."""
-        return self.max_steps if self.max_steps > 0 else float("inf")
+        """The same, by the epochs where it is not known; infinite for rows that have no number."""
+        if self.max_steps > 0:
+            return self.max_steps
+        args = self._trainer.args
+        try:
+            batches = len(self._trainer.get_train_dataloader())
+        except TypeError:
+            return math.inf
+        each = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+        return float(math.ceil(args.num_train_epochs * each))
+
+    @property
+    def train_dataloader(self) -> "_Rows":
+        """Training rows by index; not the loader that training draws from."""
+        return _Rows(self._trainer.train_dataset, self._trainer.data_collator)
+
+    @property
+    def fit_loop(self) -> Any:
+        """Where Lightning keeps the same rows before training begins."""
+        return SimpleNamespace(
+            _data_source=SimpleNamespace(dataloader=lambda: self.train_dataloader)
+        )
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -299,11 +325,9 @@ class _Schedule(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: CompressionTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, *_: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
-        trainer = self.trainer
-        trainer.view.train_dataloader = _Rows(trainer.train_dataset, trainer.data_collator)
-        trainer.view.went_back_to = None
-        trainer._start_callbacks()
+    def on_train_begin(self, *_: Any, **kwargs: Any) -> None:
+        self.trainer.view.went_back_to = None
+        self.trainer._start_callbacks()
 
     def on_pre_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
         for callback in self.trainer.compression:
@@ -325,6 +349,39 @@ class _Rows:
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: value[0] for name, value in self.collate([self.rows[index]]).items()}
+
+
+def refuse_hooks_not_called(callbacks: Sequence[Any]) -> None:
+    """Refuse callbacks of which this Trainer would run a half.
+
+    Raises:
+        BadInput: they have hooks of Lightning's that are not in `HOOKS`.
+    """
+    lost = {type(c).__name__: hooks for c in callbacks if (hooks := _hooks_of(type(c)) - HOOKS)}
+    if lost:
+        told = "\n".join(f"  {name}: {', '.join(sorted(hooks))}" for name, hooks in lost.items())
+        raise BadInput(
+            f"{len(lost)} of {len(callbacks)} callbacks have hooks that this Trainer does not "
+            f"call:\n{told}\nLeave them out here, or train in Lightning, by "
+            "compress.module.CompressionModule"
+        )
+
+
+def _hooks_of(kind: type) -> set[str]:
+    """Lightning's hooks that a callback fills; its base class has each of them, empty."""
+    filled = (
+        vars(base) for base in kind.__mro__
+        if not (base.__name__ == "Callback" and "lightning" in base.__module__)
+    )  # fmt: skip
+    return {name for names in filled for name in names if name[:3] == "on_" or name == "teardown"}
+
+
+def _of_first_rank(thing: Any) -> Any:
+    """Rank 0's, on every rank."""
+    held = [thing]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(held)
+    return held[0]
 
 
 def _plain_name(key: str) -> str:

@@ -9,11 +9,14 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, TrainerCallback, TrainingArguments
 
+import compress.callbacks
 from compress.callbacks import (
     DynamicSparsity,
     FeatureDistillation,
     LogitsDistillation,
+    NumberGuard,
     QuantizationAwareTraining,
+    StructuredPruning,
 )
 from compress.errors import BadInput
 from compress.integrations.transformers import EXTRAS, CompressionTrainer
@@ -109,6 +112,7 @@ def test_all_that_learns_is_what_the_trainer_moves_zeroes_and_clips(tmp_path):
     stepped = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert {id(p) for p in trainer.compressed.features_projectors.parameters()} <= stepped <= seen
     assert all(p.grad is None for p in trainer.compressed.parameters())
+    assert not any("projectors" in key for key in trainer.model.state_dict())  # nor any export
 
 
 class PlainSteps(CompressionModule):
@@ -252,6 +256,67 @@ def test_evaluation_is_the_labels_loss_alone(tmp_path):
 def test_a_callback_without_its_teacher_is_refused_at_once(tmp_path):
     with pytest.raises(BadInput, match="LogitsDistillation"):
         trainer_of(tmp_path, teacher=False)
+
+
+METHODS = [name for name in compress.callbacks.__all__ if name != "NumberGuard"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_here_and_resumes_exactly(tmp_path, name):
+    def made(folder):
+        return trainer_of(folder, compression=[getattr(compress.callbacks, name)()])
+
+    whole, first, second = (made(tmp_path / kind) for kind in ("whole", "halves", "halves"))
+    whole.train()
+    first.add_callback(StopAt(2))
+    first.train()
+    second.train(resume_from_checkpoint=str(tmp_path / "halves" / "checkpoint-2"))
+    expected = state_of(whole)
+    assert all(torch.equal(value, expected[key]) for key, value in state_of(second).items())
+
+
+def test_a_guard_that_would_see_half_of_a_run_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"NumberGuard: on_after_backward.*\nLeave them out"):
+        trainer_of(tmp_path, compression=[LogitsDistillation(), NumberGuard(policy="skip")])
+
+
+def test_a_callback_of_your_own_with_other_hooks_is_refused(tmp_path):
+    class Mine(QuantizationAwareTraining):
+        def on_validation_end(self, trainer, pl_module):
+            """Would never be called."""
+
+    with pytest.raises(BadInput, match=r"1 of 1 callbacks.*\n  Mine: on_validation_end"):
+        trainer_of(tmp_path, compression=[Mine()])
+
+
+def test_a_pruned_student_ends_smaller(tmp_path):
+    pruning = StructuredPruning(ffn_density=0.5, start=1, stop=3, every=1, round_to=1)
+    trainer = trainer_of(tmp_path, compression=[pruning])
+    trainer.train()
+    small = pruning.finalise(trainer.model.eval())
+    assert small.config.intermediate_size == 32
+    batch = {"input_ids": TinyData(rows=2).tokens}
+    with torch.no_grad():
+        torch.testing.assert_close(small(**batch).logits, trainer.model(**batch).logits)
+
+
+def test_a_budget_of_bits_is_planned_on_the_training_rows(tmp_path):
+    budget = QuantizationAwareTraining(budget_bits=6.0, budget_schemes=["W4A16:32", "W8A16:32"])
+    trainer = trainer_of(tmp_path, compression=[budget], steps=1)
+    trainer.train()
+    assert budget.report()["quantization"]["bit_plan"]["bits"] <= 6.0
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_accumulation_steps": 3}], ids=str)
+def test_fractions_are_of_a_run_that_is_told_in_epochs(tmp_path, changes):
+    sparse = DynamicSparsity(density=0.5, stop=0.5)
+    trainer = trainer_of(
+        tmp_path, compression=[sparse], steps=-1, num_train_epochs=1.5, save_steps=100, **changes
+    )
+    expected = trainer.view.estimated_stepping_batches
+    trainer.train()
+    assert trainer.state.max_steps == expected
+    assert sparse.settings.stop == round(0.5 * expected)
 
 
 def test_a_plain_checkpoint_is_no_checkpoint_of_ours(tmp_path):

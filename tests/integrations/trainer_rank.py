@@ -9,7 +9,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from compress.callbacks import DynamicSparsity, FeatureDistillation, QuantizationAwareTraining
+from compress.callbacks import (
+    DynamicSparsity,
+    FeatureDistillation,
+    QuantizationAwareTraining,
+    StructuredPruning,
+)
 from tests.integrations.test_transformers import StopAt, state_of, trainer_of
 
 
@@ -17,6 +22,7 @@ def trained(folder, *, until=6, resume=None):
     trainer = trainer_of(
         folder, steps=6, gradient_accumulation_steps=2, max_grad_norm=0.5,
         compression=[
+            StructuredPruning(ffn_density=0.5, start=1, stop=3, every=1, round_to=1),
             DynamicSparsity(density=0.5, start=0, stop=5, every=2, growth="gradient"),
             QuantizationAwareTraining(scheme="W8A8"), FeatureDistillation(),
         ],
