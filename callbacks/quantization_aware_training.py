@@ -29,7 +29,8 @@ class QuantizationAwareTraining(CompressionCallback):
         weight_bits: 2, 3, 4 or 8, where `scheme` is None.
         activation_bits: 8 or 16, where `scheme` is None.
         group_size: columns to a scale; -1 the whole row; None the preset's.
-        activations: `dynamic` (a scale per token) or `static` (calibrated); None the preset's.
+        activations: `dynamic` (a scale per token) or `static` (calibrated), of overrides too; None
+            the preset's.
         include: name patterns of the linear layers to quantise.
         exclude: name patterns taken out again.
         overrides: name pattern -> preset (`"W4A16:32"`), null keeps those layers dense.

@@ -11,9 +11,10 @@ from compress.errors import UnsupportedScheme
 from compress.quantize.fusion import check_fused, fusions, tie_fused
 from compress.quantize.inputs import QuantizeInput
 from compress.quantize.kv_cache import attach_kv_quantizers
+from compress.quantize.overrides import refuse_idle, schemes_by_name
 from compress.quantize.schemes import check_layers, resolve_scheme
 from compress.quantize.transforms import QuantizeWeight
-from compress.targets import choose_layers, matches, output_head_name
+from compress.targets import choose_layers, output_head_name
 from compress.transforms import Stage, attach_input_quantizer, attach_transform, weight_before
 
 
@@ -50,7 +51,8 @@ def prepare(
         include: name patterns of linear layers.
         exclude: name patterns taken out again.
         overrides: name pattern -> preset (`"W4A16:32"` names the group size too), None leaves the
-            layer dense; the last pattern that fits counts.
+            layer dense; the last pattern that fits counts. `activations` holds for these presets
+            too, except for inputs in blocks (NVFP4, MXFP4, FP8_BLOCK), which are dynamic alone.
         embeddings: preset of the input embeddings' weights (`"W8A16:32"`); None keeps them dense.
         kv_cache: `fp8` rounds keys and values too; None does not.
         init: `rtn`, `mse` or `percentile`; what needs data comes with `post_training.start`.
@@ -64,7 +66,8 @@ def prepare(
     Raises:
         UnsupportedScheme: a layer does not fit its scheme (all are listed), fused layers would
             get different schemes, or tied embeddings were to be quantised.
-        BadInput: a pattern fits no layer; a weight holds NaN or infinities.
+        BadInput: a pattern fits no layer, or an override's preset none of the chosen ones; a
+            weight holds NaN or infinities.
         UnsupportedModel: `kv_cache` where nothing writes to a cache.
     """
     layers = choose_layers(model, include=include, exclude=exclude)
@@ -74,7 +77,9 @@ def prepare(
             default, group_size=group_size, activations=activations,
             weight_bits=weight_bits, activation_bits=activation_bits,
         )  # fmt: skip
-    schemes = _plan(list(layers), default, overrides or {}, model)
+    overrides = overrides or {}
+    refuse_idle(overrides, layers, model, include=include, exclude=exclude)
+    schemes = schemes_by_name(layers, default, overrides, activations=activations)
     if embeddings is not None:
         tables = _embeddings(model)
         layers, schemes = layers | tables, schemes | _table_schemes(tables, embeddings)
@@ -105,25 +110,6 @@ def prepare(
         attach_kv_quantizers(model, **observed, **shared)
     tie_fused(model, layers)
     return layers
-
-
-def _plan(
-    names: list[str],
-    default: QuantizationScheme,
-    overrides: Mapping[str, str | None],
-    model: nn.Module,
-) -> dict[str, QuantizationScheme]:
-    if overrides:
-        choose_layers(model, include=list(overrides))  # refuses a pattern that fits nothing
-    plan = {}
-    for name in names:
-        chosen: QuantizationScheme | None = default
-        for pattern, preset in overrides.items():
-            if matches(name, [pattern]):
-                chosen = None if preset is None else resolve_scheme(preset)
-        if chosen is not None:
-            plan[name] = chosen
-    return plan
 
 
 def _embeddings(model: nn.Module) -> dict[str, nn.Module]:

@@ -86,6 +86,48 @@ def test_an_override_that_fits_nothing_is_refused():
         prepare(tiny_llama(), overrides={"*nowhere": "W8A8"})
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"include": "*q_proj"},
+            r"'\*down_proj': W4A16:32 .* and 1 more: not in include=\['\*q_pro",
+        ),
+        ({"exclude": "*down_proj"}, r"'\*down_proj': .*: taken out by exclude=\['\*down_proj'\]"),
+        ({"overrides": {"lm_head": "W4A16:32"}}, "1 of 1 overrides .*\n.*the output head stays"),
+        ({"overrides": {"lm_head": "W4A16:32", "*mlp*": "W8A16"}}, "1 of 2 overrides .*\n.*head"),
+    ],
+)
+def test_an_override_for_layers_that_stay_dense_is_refused(settings, said):
+    told = {"overrides": {"*down_proj": "W4A16:32"}, **settings}
+    with pytest.raises(BadInput, match=said):
+        prepare(tiny_llama(), scheme="W8A16:32", **told)
+
+
+def test_every_override_that_reaches_nothing_is_listed():
+    told = {"*down_proj": "W4A16:32", "*o_proj": "W4A16:32", "*q_proj": None}
+    with pytest.raises(BadInput, match="2 of 3 overrides") as caught:
+        prepare(tiny_llama(), include="*up_proj", overrides=told)
+    assert [line.split("'")[1] for line in str(caught.value).split("\n")[1:3]] == [
+        "*down_proj", "*o_proj"
+    ]  # fmt: skip
+
+
+def test_what_stays_dense_may_be_said_to_stay_dense():
+    assert "lm_head" not in prepare(tiny_llama(), overrides={"lm_head": None})
+
+
+@pytest.mark.parametrize(
+    ("preset", "dynamic"),
+    [("W8A8", False), ("W4A8:32", False), ("W4A16:32", None), ("NVFP4", "local")],
+)
+def test_activations_hold_for_overrides_that_quantise_them(preset, dynamic):
+    layers = prepare(tiny_llama(), scheme="W8A8", activations="static", overrides={"*mlp*": preset})
+    inputs = {name: input_quantizer(layer) for name, layer in layers.items()}
+    assert all(q.args.dynamic is False for n, q in inputs.items() if "mlp" not in n)
+    assert {q and q.args.dynamic for n, q in inputs.items() if "mlp" in n} == {dynamic}
+
+
 def test_fused_layers_must_share_their_scheme():
     with pytest.raises(UnsupportedScheme, match="q_proj"):
         prepare(tiny_llama(), scheme="W8A8", overrides={"*q_proj": "W8A16:32"})
