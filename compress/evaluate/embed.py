@@ -26,23 +26,25 @@ class EmbeddingAgreement:
 
     Args:
         cosine: mean cosine of the two embeddings of a sequence; None where widths differ.
-        spearman: rank correlation of the similarities of all pairs of sequences.
-        neighbours: share of sequences whose nearest other sequence is the same one.
-        sequences: how many were compared.
+        spearman: rank correlation of the similarities of all pairs of ranked sequences.
+        neighbours: share of those whose nearest other one is the same.
+        sequences: how many were compared by their cosine.
+        ranked: how many of them, the first ones, were ranked: `MOST_ROWS` at most.
         cosines: of each sequence, for intervals; empty where widths differ.
-        same_neighbour: 1.0 or 0.0 for each sequence.
+        same_neighbour: 1.0 or 0.0 for each ranked sequence.
     """
 
     cosine: float | None
     spearman: float
     neighbours: float
     sequences: int
+    ranked: int
     cosines: tuple[float, ...] = field(repr=False)
     same_neighbour: tuple[float, ...] = field(repr=False)
 
     def figures(self) -> dict[str, float]:
         """The figures alone, for reports."""
-        told = {"spearman": self.spearman, "neighbours": self.neighbours}
+        told = {"spearman": self.spearman, "neighbours": self.neighbours, "ranked": self.ranked}
         return told if self.cosine is None else {"cosine": self.cosine, **told}
 
 
@@ -96,7 +98,7 @@ def embedding_agreement(ours_NH: Tensor, theirs_NT: Tensor) -> EmbeddingAgreemen
     return EmbeddingAgreement(
         cosine=float(cosines.mean()) if len(cosines) else None,
         spearman=spearman(ours_NN[tuple(above)], theirs_NN[tuple(above)]),
-        neighbours=float(same_N.mean()), sequences=len(ours_NH),
+        neighbours=float(same_N.mean()), sequences=len(ours_NH), ranked=len(ours_NN),
         cosines=tuple(cosines.tolist()), same_neighbour=tuple(same_N.tolist()),
     )  # fmt: skip
 

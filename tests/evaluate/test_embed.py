@@ -5,6 +5,7 @@ import torch
 from torchmetrics.functional.regression import spearman_corrcoef
 
 from compress.errors import BadInput
+from compress.evaluate import embed
 from compress.evaluate.embed import embedding_agreement, embeddings_of, spearman
 from compress.models import trace_embedding
 from tests.callbacks.test_encoders import bert, rows
@@ -17,7 +18,17 @@ def drawn(count=12, width=6, seed=0):
 def test_an_encoder_agrees_with_itself_whatever_the_scale():
     found = embedding_agreement(3.0 * drawn(), drawn())
     assert found.cosine == pytest.approx(1) and found.spearman == pytest.approx(1)
-    assert found.neighbours == 1.0 and found.sequences == 12
+    assert found.neighbours == 1.0 and (found.sequences, found.ranked) == (12, 12)
+
+
+def test_sequences_beyond_those_that_are_ranked_are_told(monkeypatch):
+    monkeypatch.setattr(embed, "MOST_ROWS", 8)
+    ours = drawn()
+    ours[8:] *= -1
+    found = embedding_agreement(ours, drawn())
+    assert (found.sequences, found.ranked) == (12, 8) and len(found.same_neighbour) == 8
+    assert found.spearman == pytest.approx(1) and found.cosine == pytest.approx(1 / 3)
+    assert found.figures()["ranked"] == 8
 
 
 def test_a_rotation_keeps_the_ranking_and_loses_the_cosine():
@@ -29,7 +40,7 @@ def test_a_rotation_keeps_the_ranking_and_loses_the_cosine():
 
 def test_unequal_widths_are_compared_by_ranking_alone():
     found = embedding_agreement(drawn(width=4), drawn())
-    assert found.cosine is None and set(found.figures()) == {"spearman", "neighbours"}
+    assert found.cosine is None and set(found.figures()) == {"spearman", "neighbours", "ranked"}
     assert found.spearman < 0.9
 
 
