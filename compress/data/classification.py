@@ -13,6 +13,7 @@ from compress.data.read_files import content_of, text_in
 from compress.data.text_data import TextData
 from compress.data.text_files import Paths, describe, each_row, training_files
 from compress.errors import BadInput, did_you_mean
+from compress.evaluate.classes import check_count, names_in_data
 
 
 def classification(
@@ -21,6 +22,7 @@ def classification(
     text_column: str = "text",
     label_column: str = "label",
     labels: Sequence[str] | None = None,
+    classes: Sequence[str] = (),
     tokenizer: Any = None,
     vocab_size: int = 2048,
     sequence_length: int = 128,
@@ -38,8 +40,10 @@ def classification(
         path: jsonl, json, csv, tsv or parquet files: a file, a folder, a glob or a list.
         text_column: what is classified.
         label_column: its class, a word or a whole number.
-        labels: names of the classes in the order of their numbers, as a model that is given wants
-            them; None: those of the data, numbers by value, then words by the alphabet.
+        labels: names of the classes in the order of their numbers; None: those of the model, and
+            without one those of the data, numbers by value, then words by the alphabet.
+        classes: names of the classes of the model that is given, in the order of their numbers;
+            whole numbers in the data are such numbers. Empty: none is given.
         tokenizer: a tokenizer, the name or folder of one, or None: byte-level BPE is trained.
         vocab_size: of the tokenizer trained here; 258 at least.
         sequence_length: tokens of every row.
@@ -51,7 +55,8 @@ def classification(
         cache_dir: where the tokens are kept; None: see `compress.data.store.data_folder`.
 
     Raises:
-        BadInput: files, columns or labels are at fault, or the data has one class alone.
+        BadInput: files, columns or labels are at fault, the data has one class alone, or its
+            labels are not the model's classes.
     """
     settings = Settings(
         sequence_length=sequence_length, vocab_size=vocab_size,
@@ -79,8 +84,9 @@ def classification(
         encode=encode_texts,
         columns={"label": Value("string")},
         outputs={"input_ids": sequence_length, "attention_mask": sequence_length, "labels": 0},
-        name_labels=lambda found: check_labels(found, labels),
-        details={"kind": "classification", "columns": columns, "labels": list(labels or ())},
+        name_labels=lambda found: check_labels(found, labels, classes),
+        details={"kind": "classification", "columns": columns, "labels": list(labels or ())}
+        | ({"classes": list(classes)} if classes else {}),
     )
     return prepare(source, settings=settings, tokenizer=tokenizer, cache_dir=cache_dir)
 
@@ -101,11 +107,14 @@ def label_name(value: Any, where: str) -> str:
     raise BadInput(f"{where}: the label {value!r} is neither a word nor a whole number")
 
 
-def check_labels(found: Sequence[str], named: Sequence[str] | None) -> list[str]:
+def check_labels(
+    found: Sequence[str], named: Sequence[str] | None, classes: Sequence[str] = ()
+) -> list[str]:
     """Names of the classes in the order of their numbers.
 
     Raises:
-        BadInput: there is one class alone, or the data has one that `named` lacks.
+        BadInput: there is one class alone, the data has one that `named` lacks, or the labels are
+            not the classes of a model.
 
     >>> check_labels(["10", "2", "b"], None)
     ['2', '10', 'b']
@@ -115,7 +124,11 @@ def check_labels(found: Sequence[str], named: Sequence[str] | None) -> list[str]
         if unknown:
             hint = did_you_mean(unknown[0], list(named))
             raise BadInput(f"labels lacks {', '.join(map(repr, unknown))} of the data.{hint}")
+        if classes:
+            check_count(named, classes)
         return list(named)
+    if classes:
+        return names_in_data(found, classes)
     if len(set(found)) < 2:
         raise BadInput(f"the data has one class alone ({found[0]!r}): nothing can be learned")
     return sorted(set(found), key=lambda x: (0, int(x), x) if x.isdecimal() else (1, 0, x))

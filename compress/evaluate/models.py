@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from compress.contract import Batch, Head, Trace
 from compress.errors import BadInput
+from compress.evaluate.classes import class_names
 from compress.evaluate.engines import Engine, EngineSettings, load_engine
 from compress.export.pt2 import PROGRAM_FILE
 from compress.export.reload import quiet
@@ -36,6 +37,7 @@ class OpenModel:
         tokenizer: the one that lies beside it; None where there is none.
         bytes: of its weight files; None where it has none of its own.
         task: `causal_lm`, `classification` or `embedding`.
+        classes: names of a classifier's classes in the order of their numbers; empty for others.
     """
 
     name: str
@@ -44,6 +46,7 @@ class OpenModel:
     tokenizer: Any
     bytes: int | None
     task: str
+    classes: tuple[str, ...] = ()
 
 
 class _AsTheyAre(Head):
@@ -99,12 +102,13 @@ def open_model(
     ):  # fmt: skip
         if file is not None:
             beside = file.parent
+            config = read_config(beside)
             return OpenModel(
                 name=str(path), kind=kind, module=EngineModel(load_engine(engine, file, settings)),
                 tokenizer=find_tokenizer(beside), bytes=weight_bytes(beside),
-                task=task_of(read_config(beside)),
+                task=task_of(config), classes=classes_of(config),
             )  # fmt: skip
-    config = read_config(place) if place.exists() else hub_config(str(path), trust_remote_code)
+    config = config_at(path, trust_remote_code=trust_remote_code)
     task = task_of(config)
     return OpenModel(
         name=str(path), kind="compressed" if "quantization_config" in config else "dense",
@@ -112,7 +116,7 @@ def open_model(
             path, task=task, device=device, dtype=dtype, trust_remote_code=trust_remote_code
         ),
         tokenizer=find_tokenizer(path), bytes=weight_bytes(place) if place.exists() else None,
-        task=task,
+        task=task, classes=classes_of(config),
     )  # fmt: skip
 
 
@@ -130,6 +134,16 @@ def pt2_file(place: Path) -> Path | None:
     file = place / PROGRAM_FILE if place.is_dir() else place
     beside = place.is_dir() and any(place.glob("*.safetensors"))
     return file if file.suffix == ".pt2" and file.is_file() and not beside else None
+
+
+def config_at(path: str | Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """What the configuration of a checkpoint folder, or of a hub's name, says.
+
+    Raises:
+        BadInput: there is none, it is damaged, or the hub is not reached.
+    """
+    place = Path(path).expanduser()
+    return read_config(place) if place.exists() else hub_config(str(path), trust_remote_code)
 
 
 def read_config(place: Path) -> dict[str, Any]:
@@ -170,6 +184,11 @@ def task_of(config: dict[str, Any]) -> str:
     if name.endswith("Model") and not name.endswith("LMHeadModel"):
         return "embedding"
     return "classification" if name.endswith("ForSequenceClassification") else "causal_lm"
+
+
+def classes_of(config: dict[str, Any]) -> tuple[str, ...]:
+    """Names of a classifier's classes in the order of their numbers; empty for other models."""
+    return class_names(config) if task_of(config) == "classification" else ()
 
 
 def find_tokenizer(place: str | Path) -> Any:

@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -15,11 +17,23 @@ from omegaconf import DictConfig, OmegaConf
 
 from compress.checkpoint_student import student_from_checkpoint
 from compress.errors import BadInput, UnsupportedModel
+from compress.evaluate.classes import (
+    are_numbers,
+    are_placeholders,
+    check_numbers,
+    class_names,
+    shared_names,
+)
+from compress.evaluate.models import classes_of, config_at
 from compress.models import config_of
 from compress.scripts.lib.embedded import embedded_model
 from compress.scripts.lib.signatures import signature_problems
 from compress.scripts.lib.targets import import_callback, import_data
-from compress.scripts.lib.vocabularies import check_tokenizers, tokenizer_at
+from compress.scripts.lib.vocabularies import (
+    check_tokenizers,
+    named_checkpoints,
+    tokenizer_at,
+)
 from compress.students import student_from_teacher
 from compress.teachers.checkpoints import checkpoint_folder
 from compress.teachers.local import load_hf_teacher
@@ -47,16 +61,64 @@ def build_tokenizer(config: DictConfig) -> Any | None:
     return tokenizer
 
 
-def build_data(config: DictConfig, tokenizer: Any | None) -> Any:
-    """The train, validation and test parts that `data` describes."""
+def build_data(
+    config: DictConfig, tokenizer: Any | None, *, classes: Sequence[str] | None = None
+) -> Any:
+    """The train, validation and test parts that `data` describes.
+
+    Args:
+        config: its `data`, and the given models where `classes` is None.
+        tokenizer: as `build_tokenizer` gives it.
+        classes: names of the classes of opened models, in the order of their numbers.
+
+    Raises:
+        BadInput: a setting is wrong, or the data does not suit the given models.
+    """
+    known = given_classes(config) if classes is None else tuple(classes)
     settings = OmegaConf.to_container(config.data, resolve=True)
     target = import_data(settings.pop("_target_"), list(config.allow_modules))
     if problems := list(signature_problems("data", target, settings)):
         raise BadInput("\n".join(problems))
-    data = target(tokenizer=tokenizer, cache_dir=cache_folder() / "data", **settings)
+    given = {"classes": known} if "classes" in signature(target).parameters else {}
+    data = target(tokenizer=tokenizer, cache_dir=cache_folder() / "data", **settings, **given)
+    if known and (labels := getattr(data, "labels", ())):
+        check_numbers(labels, known, told=settings.get("labels") is not None)
     if data.tokenizer is not tokenizer:
         check_tokenizers(config, data.tokenizer, source="the data")
     return data
+
+
+def given_classes(config: DictConfig) -> tuple[str, ...]:
+    """Names of the classes of the given classifiers, in the order of their numbers.
+
+    Raises:
+        BadInput: teachers and student do not number their classes alike.
+    """
+    if config.task != "classification":
+        return ()
+    trusted = {"teacher.path": bool(config.teacher.get("trust_remote_code", False))}
+    read = {
+        setting: config_at(path, trust_remote_code=trusted.get(setting, False))
+        for setting, path in named_checkpoints(config).items()
+    }
+    named = {
+        setting: class_names(found)
+        for setting, found in read.items()
+        # a callback's teacher may be a bare encoder, asked for features alone
+        if not setting.startswith("callbacks.") or classes_of(found)
+    }
+    return shared_names(named, told=config.data.get("labels") is not None)
+
+
+def name_classes(config: DictConfig, model: torch.nn.Module, data: Any) -> None:
+    """Give a classifier without names for its classes those of the data: its export keeps them."""
+    if config.task != "classification":
+        return
+    labels, settings = list(getattr(data, "labels", ())), cast(Any, model.config)
+    own = class_names(settings.to_dict())
+    if len(own) == len(labels) and are_placeholders(own) and not are_numbers(labels):
+        settings.id2label = dict(enumerate(labels))
+        settings.label2id = {name: number for number, name in enumerate(labels)}
 
 
 def teacher_folder(config: DictConfig, data: Any, *, metrics: Path) -> Path | None:

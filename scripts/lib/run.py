@@ -176,7 +176,9 @@ class Run:
 
     def new_student(self) -> torch.nn.Module:
         """The student as it starts, the same each time."""
-        return build.build_student(self.config, self.teacher_model, self.folder)
+        student = build.build_student(self.config, self.teacher_model, self.folder)
+        build.name_classes(self.config, student, self.data)
+        return student
 
     def measure_before(self, student: torch.nn.Module) -> None:
         """Losses and bytes of the teacher and of the dense student."""

@@ -87,3 +87,20 @@ def test_the_truncation_that_a_tokenizer_came_with_stays(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", rows())
     data = classification(path=path, tokenizer=tokenizer, sequence_length=4, cache_dir=tmp_path)
     assert data.tokenizer.backend_tokenizer.truncation["max_length"] == 7
+
+
+def test_classes_of_a_given_model_keep_their_numbers(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", rows())
+    found = [
+        classification(path=path, classes=order, cache_dir=tmp_path / "c", **SIZES)
+        for order in (("yes", "maybe", "no"), ("no", "yes"))
+    ]
+    assert [data.labels for data in found] == [("yes", "maybe", "no"), ("no", "yes")]
+    assert set(found[0].train[:]["labels"].tolist()) == {0, 2}
+    assert len({data.fingerprint for data in found}) == 2
+
+
+def test_labels_that_a_given_model_does_not_know_are_refused(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", rows())
+    with pytest.raises(BadInput, match=r"(?s)data   'no', 'yes'.*model  0 'good', 1 'bad'"):
+        classification(path=path, classes=("good", "bad"), cache_dir=tmp_path / "c", **SIZES)
