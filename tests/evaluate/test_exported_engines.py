@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress.errors import BadInput
-from compress.evaluate.engines import EngineSettings, load_engine
+from compress.evaluate.engines import EngineSettings, load_engine, vllm_host
 from compress.evaluate.engines.onnxruntime import products_saturate
+from compress.evaluate.models import task_of
 from compress.export.onnx_program import Logits
 from compress.export.write import export
 from tests.export.onnx_models import exported, student_of, tiny_bert, tiny_encoder
@@ -86,6 +87,13 @@ def test_a_model_whose_pass_is_the_answer_writes_nothing(engine, make, tmp_path)
     opened = load_engine(engine, tmp_path, EngineSettings())
     assert not opened.generates
     assert gap(opened, model) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "GPT2LMHeadModel", "BertModel", "BertForSequenceClassification", ""]
+)
+def test_vllms_host_takes_a_model_for_what_the_other_engines_do(name):
+    assert vllm_host.task_of(name) == task_of({"architectures": [name]})
 
 
 def test_an_encoder_of_a_program_gives_its_hidden_states(tmp_path):
