@@ -90,7 +90,9 @@ def made(name: str, engine: str, *, batches: int) -> dict[str, Any]:
 
 def trained(name: str) -> Restored:
     """The trained student."""
-    return run(cache() / FOLDERS[name], words_of(name))
+    folder = cache() / FOLDERS[name]
+    run(folder, words_of(name))
+    return restore_student(folder)
 
 
 def words_of(name: str) -> list[str]:
@@ -100,14 +102,13 @@ def words_of(name: str) -> list[str]:
     return [*RUNS[name], f"teacher.path={folder / 'export' / 'transformers'}"]
 
 
-def run(folder: Path, words: list[str]) -> Restored:
-    """What `scripts/train.py` trains; it runs where that is missing or unfinished."""
+def run(folder: Path, words: list[str]) -> None:
+    """Runs `scripts/train.py` where its run is missing or unfinished."""
     report = folder / "report.json"
     if not report.exists() or json.loads(report.read_text())["status"] != "finished":
         words = [*words, "logger=none", "verbose=false", "seed=0", f"run_dir={folder}"]
         again = ["ckpt=last"] if (folder / "checkpoints" / "last.ckpt").exists() else []
         subprocess.run([sys.executable, "scripts/train.py", *words, *again], cwd=ROOT, check=True)
-    return restore_student(folder)
 
 
 def static_twin(restored: Restored, name: str) -> torch.nn.Module:
