@@ -16,7 +16,8 @@ from compress.quantize.inputs import QuantizeInput
 def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> int:
     """Find static input scales from batches (`model(**batch)`); returns how many it saw.
 
-    Weights are quantised meanwhile, inputs not yet. A model without static inputs is left alone.
+    Weights are quantised meanwhile, inputs not yet. Padding counts for nothing. A model without
+    static inputs is left alone.
 
     Raises:
         BadInput: an input was never seen, or only zeros or infinities.
@@ -24,9 +25,10 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> int:
     waiting = [m for m in model.modules() if isinstance(m, QuantizeInput) and m.needs_calibration]
     if not waiting:
         return 0
+    present: dict[str, Any] = {}
     for quantizer in waiting:
-        quantizer.observe()
-    count = run_batches(model, batches)
+        quantizer.observe(lambda values: real_rows(values, present.get("attention_mask")))
+    count = run_batches(model, batches, present.update)
     for quantizer in waiting:
         quantizer.calibrated()
     return count

@@ -1,5 +1,6 @@
 """The input quantiser: at a layer's `input_quantizer`, or on the keys and values of attention."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,6 +48,10 @@ class Shared:
         self._values, self._used, self._left = values, used, self.readers - 1
 
 
+def _everything(values: Tensor) -> Tensor:
+    return values
+
+
 class QuantizeInput(Scales, InputTransform):
     """Rounds a layer's input: with a scale per token as it runs, or one calibrated scale.
 
@@ -57,6 +62,7 @@ class QuantizeInput(Scales, InputTransform):
         percentile: for `observer=percentile`.
         learning_rate_scale: multiple of the run's learning rate that the scale learns at.
         pass_saturated: let gradients of inputs outside the range through (straight-through).
+        positions: the dimension of the input that counts positions.
         name: the layer, for messages.
     """
 
@@ -74,6 +80,7 @@ class QuantizeInput(Scales, InputTransform):
         percentile: float = 0.9999,
         learning_rate_scale: float = 1.0,
         pass_saturated: bool = False,
+        positions: int = 1,
         name: str = "input",
         device: Any = None,
     ) -> None:
@@ -84,6 +91,8 @@ class QuantizeInput(Scales, InputTransform):
         self.observer, self.percentile, self.pass_saturated = observer, percentile, pass_saturated
         self.observing, self.ready = False, args.dynamic is True
         self._counts: Tensor | None = None
+        self._positions = positions
+        self._real: Callable[[Tensor], Tensor] = _everything
         self.shared: Shared | None = None
         static = args.dynamic is False
         two_level = args.strategy == "tensor_group"
@@ -105,12 +114,16 @@ class QuantizeInput(Scales, InputTransform):
         return self.observed is not None
 
     @torch.no_grad()
-    def observe(self) -> None:
-        """Begin to note the largest magnitude, values passing through unchanged."""
+    def observe(self, real: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Begin to note the largest magnitude, values passing through unchanged.
+
+        Args:
+            real: of values with their positions second, those that are no padding; None: all.
+        """
         assert self.observed is not None
         self.observed.zero_()
         self._counts = torch.zeros(BUCKETS, dtype=torch.int64, device=self.observed.device)
-        self.observing = True
+        self.observing, self._real = True, real or _everything
 
     @torch.no_grad()
     def calibrated(self) -> None:
@@ -124,7 +137,7 @@ class QuantizeInput(Scales, InputTransform):
         if not bool(torch.isfinite(self.observed).all()) or float(self.observed) == 0.0:
             raise BadInput(f"{self.name}: calibration saw no finite, non-zero input; use real data")
         assert self._counts is not None
-        self.observing, self.ready = False, True
+        self.observing, self.ready, self._real = False, True, _everything
         if self.base_scale is not None:
             end = clipping_point(
                 self.observed, self._counts, self.grid, observer=self.observer,
@@ -167,8 +180,10 @@ class QuantizeInput(Scales, InputTransform):
     def _look_at(self, values: Tensor) -> None:
         assert self.observed is not None
         assert self._counts is not None
-        self.observed.copy_(torch.maximum(self.observed, values.abs().max().float()))
-        self._counts += count_magnitudes(values)
+        real = self._real(values.movedim(self._positions, 1) if self._positions != 1 else values)
+        if real.numel():
+            self.observed.copy_(torch.maximum(self.observed, real.abs().max().float()))
+            self._counts += count_magnitudes(real)
 
     @torch.no_grad()
     def scheme(self) -> TransformRecord:

@@ -22,9 +22,10 @@ class QuantizeKeyValue(nn.Module):
     def __init__(self, *, name: str, device: Any, **settings: Any) -> None:
         """`settings` are those of `QuantizeInput`."""
         super().__init__()
-        args = kv_cache_args()
-        self.keys = QuantizeInput(args=args, name=f"{name}: keys", device=device, **settings)
-        self.values = QuantizeInput(args=args, name=f"{name}: values", device=device, **settings)
+        # heads come before positions
+        shared = {"args": kv_cache_args(), "device": device, "positions": 2, **settings}
+        self.keys = QuantizeInput(name=f"{name}: keys", **shared)
+        self.values = QuantizeInput(name=f"{name}: values", **shared)
 
     def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Both on their grids."""

@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from compress.errors import BadInput, UnsupportedModel
-from compress.quantize import prepare, set_enabled, start
+from compress.quantize import QuantizeInput, prepare, set_enabled, start
 from compress.quantize.fusion import weight_quantizer
 from compress.quantize.smoothing import smoothing_factors
 from compress.transforms import Stage, attach_transform, trained_weight, weight_before
@@ -181,3 +181,25 @@ def test_padding_counts_for_nothing(init):
         started_at[padding, filler] = trained_weight(layer).detach().clone()
     torch.testing.assert_close(started_at[6, 3], started_at[6, 9])
     torch.testing.assert_close(started_at[0, 0], started_at[6, 3], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse"])
+def test_static_scales_see_no_padding(observer):
+    """Inputs, keys and values; a padding token that sticks out would widen each of them."""
+    scales = {}
+    for padding, filler in ((0, 0), (40, 127)):
+        model = copy.deepcopy(MODEL)
+        with torch.no_grad():
+            model.model.embed_tokens.weight[127] *= 40
+        prepare(
+            model, scheme="W8A8", activations="static", kv_cache="fp8", observer=observer,
+            observer_percentile=0.99,
+        )  # fmt: skip
+        start(model, Padded(padding=padding, filler=filler), samples=16)
+        scales[padding] = {
+            name: float(part.base_scale)
+            for name, part in model.named_modules()
+            if isinstance(part, QuantizeInput)
+        }
+    assert len(scales[0]) == 14 + 4
+    assert scales[40] == pytest.approx(scales[0], rel=1e-3)
