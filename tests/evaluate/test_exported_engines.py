@@ -90,7 +90,8 @@ def test_a_model_whose_pass_is_the_answer_writes_nothing(engine, make, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name", ["LlamaForCausalLM", "GPT2LMHeadModel", "BertModel", "BertForSequenceClassification", ""]
+    "name",
+    ["LlamaForCausalLM", "GPT2LMHeadModel", "BertModel", "BertForSequenceClassification", ""],
 )
 def test_vllms_host_takes_a_model_for_what_the_other_engines_do(name):
     assert vllm_host.task_of(name) == task_of({"architectures": [name]})
