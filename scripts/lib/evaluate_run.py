@@ -94,7 +94,7 @@ def _open(
         if is_run_folder(path):
             brings = own_data and data is None
             # before the run is restored, which takes longer than to find a misspelt word
-            settings = _changed(path, changes) if brings and changes else None
+            settings = _changed(config, path, changes) if brings and changes else None
             opened[who], its = _open_run(config, path, checkpoint=config[CHECKPOINTS[who]])
             if brings:
                 data = build.build_data(settings, its.tokenizer) if settings is not None else its
@@ -116,8 +116,15 @@ def _open(
     return opened, data
 
 
-def _changed(path: str, changes: Sequence[str]) -> Any:
-    return changed(run_config(Path(path) / "config.yaml"), changes)
+def _changed(config: DictConfig, path: str, changes: Sequence[str]) -> Any:
+    return changed(run_config(Path(path) / "config.yaml", **_trust(config)), changes)
+
+
+def _trust(config: DictConfig) -> dict[str, Any]:
+    """What the command line lets a run do."""
+    return {
+        "allow_modules": list(config.allow_modules), "trust_remote_code": config.trust_remote_code,
+    }  # fmt: skip
 
 
 def _open_run(config: DictConfig, path: str, *, checkpoint: str | None) -> tuple[OpenModel, Any]:
@@ -126,7 +133,7 @@ def _open_run(config: DictConfig, path: str, *, checkpoint: str | None) -> tuple
             f"dtype={config.dtype}: {path} is a run, which is measured in float32, as its export "
             "is compared; name its export to measure that in another"
         )
-    restored = restore_student(path, checkpoint=str(checkpoint or "last"))
+    restored = restore_student(path, checkpoint=str(checkpoint or "last"), **_trust(config))
     model = OpenModel(
         name=path, kind="fake_quantized", module=restored.student.to(config.device),
         tokenizer=restored.data.tokenizer, bytes=model_bytes(restored.student),

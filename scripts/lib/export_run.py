@@ -42,7 +42,11 @@ def run(settings: dict[str, Any], words: list[str]) -> ExportResult:
     if settings["bundle"]:
         # before anything is measured
         DeploySettings(name="model", **chosen_of(settings), **devices_of(settings))
-    restored = restore_student(run_dir, checkpoint=settings["checkpoint"])
+    restored = restore_student(
+        run_dir, checkpoint=settings["checkpoint"],
+        allow_modules=[str(name) for name in settings["allow_modules"]],
+        trust_remote_code=settings["trust_remote_code"],
+    )  # fmt: skip
     target = settings["target"] or restored.config.target or "vllm"
     asked = [f"{key}=true" for key in ("calibration", "cache") if settings[key]]
     if asked and target != "tensorrt":

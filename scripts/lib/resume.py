@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import BadInput
+from compress.scripts.lib.targets import check_resolved
 
 TRAINING = ("data", "teacher", "student", "training", "callbacks", "task", "seed")
 """What decides the weights. The rest says how long, where and how loudly."""
@@ -127,4 +128,5 @@ def _recorded(file: Path) -> dict[str, Any]:
         raise BadInput(f"{file} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise BadInput(f"{file} is not what scripts/train.py wrote: start anew in another run_dir")
+    check_resolved(found, whose=str(file))  # `auto` takes a word of it over
     return found

@@ -90,6 +90,48 @@ def check_switches(config: Any, words: Sequence[str]) -> None:
         raise BadInput("\n".join(problems))
 
 
+def check_run(config: Any, *, file: Any, allow_modules: Sequence[str], trusted: bool) -> None:
+    """Refuse a run folder's configuration that asks for trust which the command line does not give.
+
+    A key for a server is no matter here: nothing is asked of a teacher once a run is over.
+
+    Args:
+        config: plain data, as the run's own file says it.
+        file: that file, for the message.
+        allow_modules: what the command line allows.
+        trusted: whether it lets the code beside a checkpoint run.
+
+    Raises:
+        BadInput: lists every such setting with the word that allows it, and each `_target_` that
+            is not allowed.
+    """
+    problems = []
+    for place, value in _switches_in(config, ""):
+        key = place.rpartition(".")[2]
+        given = {
+            "allow_modules": _all_allowed(value, allow_modules),
+            "trust_remote_code": trusted, "api_key_env": True,
+        }[key]  # fmt: skip
+        if not given:
+            problems.append(
+                f"{file}: {place}={value} {WHAT_THEY_DO[key]}, and a run folder does not decide "
+                f"that; where you trust this run, say so on the command line: {_word(key, value)}"
+            )
+    if problems:
+        raise BadInput("\n".join(problems))
+    check_targets(config, allow_modules)
+
+
+def _all_allowed(names: Any, allow_modules: Sequence[str]) -> bool:
+    return isinstance(names, list) and all(_lies_in(str(name), allow_modules) for name in names)
+
+
+def _word(key: str, value: Any) -> str:
+    if key == "trust_remote_code":
+        return f"{key}=true"
+    return f"{key}=[{','.join(map(str, value if isinstance(value, list) else [value]))}]"
+
+
 def _switches_in(node: Any, where: str) -> Iterator[tuple[str, Any]]:
     if isinstance(node, dict):
         for key, value in node.items():

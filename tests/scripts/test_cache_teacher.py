@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from compress.scripts.export import main as export
 from compress.scripts.lib.launch import rank_here
 from tests.scripts.small_run import small_run
 
@@ -123,6 +124,8 @@ def test_a_served_teacher_teaches_through_the_command_line(written):
     assert status == 0, report
     assert behaviour.asked == 3 * 4 and behaviour.most <= 8
     assert report["exports"][0]["verified"]
+    # the server is gone by now, and an export has nothing to ask it
+    assert export([f"run_dir={written[0] / 'served'}", "target=transformers"]) == 0
 
 
 def test_a_cache_that_is_not_there_is_told_with_the_command_that_writes_it(tmp_path, capsys):
