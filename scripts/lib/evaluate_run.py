@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from compress.errors import BadInput
+from compress.evaluate.classes import class_names, shared_names
 from compress.evaluate.classify import (
     Accuracy,
     Question,
@@ -32,7 +33,7 @@ from compress.scripts.lib.evaluate_checks import (
 from compress.scripts.lib.evaluate_data import changed
 from compress.scripts.lib.facts import environment, model_bytes
 from compress.scripts.lib.progress import quiet_libraries
-from compress.scripts.lib.restore import is_run_folder, restore_student, run_config
+from compress.scripts.lib.restore import Restored, is_run_folder, restore_student, run_config
 from compress.scripts.lib.run_folder import write_json
 from compress.scripts.lib.tables import _console, _say, _table
 
@@ -87,23 +88,29 @@ def _open(
     check_checkpoints(config)
     paths = {"model": config.model, "baseline": config.baseline}
     opened: dict[str, OpenModel] = {}
-    data = None
+    data, settings = None, None
     for who, path in paths.items():
         if path is None:
             continue
         if is_run_folder(path):
             brings = own_data and data is None
             # before the run is restored, which takes longer than to find a misspelt word
-            settings = _changed(config, path, changes) if brings and changes else None
+            if brings and changes:
+                settings = _changed(config, path, changes)
             opened[who], its = _open_run(config, path, checkpoint=config[CHECKPOINTS[who]])
-            if brings:
-                data = build.build_data(settings, its.tokenizer) if settings is not None else its
+            if brings and changes:
+                data = build.build_data(settings, its.tokenizer, classes=opened[who].classes)
+            elif brings:
+                data = its
         else:
             opened[who] = open_model(
                 path, device=config.device, dtype=config.dtype, threads=config.threads,
                 trust_remote_code=config.trust_remote_code,
             )  # fmt: skip
     check_together(opened, task=config.task)
+    named = {f"{who}={model.name}": model.classes for who, model in opened.items()}
+    told = (settings or config).data.get("labels") is not None
+    classes = shared_names(named, told=told)
     if data is None:
         tokenizers = [m.tokenizer for m in opened.values() if m.tokenizer is not None]
         if not tokenizers:
@@ -111,7 +118,7 @@ def _open(
                 f"model={config.model} has no tokenizer beside it, and one made of the data would "
                 "number tokens otherwise: put its tokenizer.json and tokenizer_config.json there"
             )
-        data = build.build_data(config, tokenizers[0])
+        data = build.build_data(config, tokenizers[0], classes=classes)
     check_rows(opened, data, getattr(data, config.part))
     return opened, data
 
@@ -137,9 +144,16 @@ def _open_run(config: DictConfig, path: str, *, checkpoint: str | None) -> tuple
     model = OpenModel(
         name=path, kind="fake_quantized", module=restored.student.to(config.device),
         tokenizer=restored.data.tokenizer, bytes=model_bytes(restored.student),
-        task=restored.config.task,
+        task=restored.config.task, classes=_classes_of(restored),
     )  # fmt: skip
     return model, restored.data
+
+
+def _classes_of(restored: Restored) -> tuple[str, ...]:
+    if restored.config.task != "classification":
+        return ()
+    settings: Any = restored.student.config
+    return class_names(settings.to_dict())
 
 
 def _facts(model: OpenModel) -> dict[str, Any]:
@@ -216,7 +230,7 @@ def _embedding(config: DictConfig, opened: dict[str, OpenModel], data: Any) -> d
     )
     found = embedding_agreement(ours, theirs)
     figures = {
-        "spearman": found.spearman, "sequences": found.sequences,
+        "spearman": found.spearman, "sequences": found.sequences, "ranked": found.ranked,
         "same_nearest_neighbour": _interval(config, found.same_neighbour),
     }  # fmt: skip
     if found.cosine is not None:

@@ -73,6 +73,7 @@ def restore_student(
     folder = build.teacher_folder(config, data, metrics=path / "metrics.jsonl")
     model = build.build_teacher_model(config, folder)
     student = build.build_student(config, model, folder)
+    build.name_classes(config, student, data)
     teacher: Any = _Unasked()
     if config.teacher.host != "served" or config.teacher.kind == "none":
         vocab_size = int(config_of(student).vocab_size)
