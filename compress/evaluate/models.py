@@ -208,6 +208,10 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for pattern in WEIGHTS for file in folder.glob(pattern))
 
 
+def _is_unused_pooler(name: str, task: str) -> bool:
+    return task == "embedding" and str(name).startswith("pooler.")
+
+
 def load_checkpoint(
     path: str | Path, *, task: str, device: str = "cpu", dtype: str = "float32",
     trust_remote_code: bool = False,
@@ -235,7 +239,9 @@ def load_checkpoint(
         if "ignore_mismatched_sizes" in said:  # its advice would fill the rest with noise
             said = "tensors have other shapes than its config.json says; is that another model's?"
         raise BadInput(f"{path} does not load: {said}") from error
-    absent = sorted(map(str, info.get("missing_keys", ()))) + sorted(
+    # an embedding is a mean: no pooler takes part
+    needed = (n for n in info.get("missing_keys", ()) if not _is_unused_pooler(n, task))
+    absent = sorted(map(str, needed)) + sorted(
         str(wrong) for wrong in info.get("mismatched_keys", ())
     )
     if absent:

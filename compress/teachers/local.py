@@ -4,7 +4,7 @@ Teachers that are sharded, cached on disk or served elsewhere have files of thei
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,7 @@ def load_hf_teacher(
     dtype: str | torch.dtype | None = None,
     trust_remote_code: bool = False,
     task: str = "causal_lm",
+    new_head: bool = False,
 ) -> nn.Module:
     """A frozen model from a folder or a hub name, safetensors only; give it to a `LocalTeacher`.
 
@@ -149,9 +150,12 @@ def load_hf_teacher(
         dtype: of its weights in memory; None keeps the checkpoint's own.
         trust_remote_code: run Python that comes with the checkpoint; leave it off.
         task: as for `LocalTeacher`.
+        new_head: True lets a classifier begin with a head of random weights, as a student may
+            that is trained from an encoder alone.
 
     Raises:
-        BadInput: there is no such folder, it holds pickles alone, or the hub cannot give it.
+        BadInput: there is no such folder, it holds pickles alone, weights of the task's model are
+            missing in it, or the hub cannot give it.
     """
     import transformers
 
@@ -164,16 +168,35 @@ def load_hf_teacher(
     if task not in classes:
         raise BadInput(f"task={task!r} is unknown to a teacher; use one of {sorted(classes)}")
     try:
-        model: nn.Module = classes[task].from_pretrained(
+        loaded: tuple[Any, dict[str, Any]] = classes[task].from_pretrained(
             path,
             dtype=dtype_of(dtype) or "auto",
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except Exception as error:  # a damaged file raises whatever its reader likes
         reason = str(error).strip() or repr(error)
         raise BadInput(f"cannot load the teacher {path!r}: {reason}") from error
+    model: nn.Module = loaded[0]
+    pooled = task == "embedding"  # by the mean: no pooler takes part
+    absent = [n for n in loaded[1]["missing_keys"] if not (pooled and n.startswith("pooler."))]
+    _refuse_missing(path, model, absent, new_head=new_head)
     return model.requires_grad_(False).eval()
+
+
+def _refuse_missing(path: str, model: nn.Module, missing: Iterable[str], *, new_head: bool) -> None:
+    """Random weights, which the library puts where a file has none, teach nothing."""
+    body = f"{getattr(model, 'base_model_prefix', '')}."
+    absent = sorted(
+        name for name in missing
+        if not (new_head and (not name.startswith(body) or ".pooler." in name))
+    )  # fmt: skip
+    if absent:
+        raise BadInput(
+            f"{path!r} lacks {len(absent)} tensors of a {type(model).__name__}: "
+            f"{', '.join(absent[:5])}; is it a checkpoint for another task?"
+        )
 
 
 def check_checkpoint(path: str) -> None:

@@ -210,7 +210,9 @@ def build_student(
     """
     kind = config.student.kind
     if kind == "hf":
-        student = load_hf_teacher(config.student.path, task=config.task)
+        student = load_hf_teacher(
+            config.student.path, task=config.task, new_head=config.task == "classification"
+        )
         return student.float().requires_grad_(True).train()
     if folder is not None and config.task == "causal_lm":
         try:

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForSequenceClassification
 
 from compress.contract import Want
 from compress.errors import BadInput, UnsupportedModel
+from compress.evaluate.models import open_model
 from compress.module import CompressionModule
 from compress.teachers.local import (
     LocalTeacher,
@@ -103,6 +106,38 @@ def test_pickled_weights_are_refused_with_the_way_out(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
     with pytest.raises(BadInput, match=r"pytorch_model.bin.*save_pretrained"):
         load_hf_teacher(str(tmp_path))
+
+
+def tiny_bert(**changes):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=64, intermediate_size=64, **sizes, num_labels=3, **changes)
+    return BertForSequenceClassification(config)
+
+
+def test_an_encoder_without_a_head_teaches_no_classes_and_begins_a_student(tmp_path):
+    tiny_bert().bert.save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match=r"lacks 2 tensors of a Bert.*classifier\.bias"):
+        load_hf_teacher(str(tmp_path), task="classification")
+    student = load_hf_teacher(str(tmp_path), task="classification", new_head=True)
+    assert student.classifier.weight.shape[0] == 3
+
+
+def test_a_layer_that_is_missing_is_no_new_head(tmp_path):
+    model = tiny_bert()
+    weights = {k: v for k, v in model.state_dict().items() if "layer.0.output.dense" not in k}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(BadInput, match=r"bert\.encoder\.layer\.0\.output\.dense\.bias"):
+        load_hf_teacher(str(tmp_path), task="classification", new_head=True)
+
+
+def test_an_encoder_without_a_pooler_embeds(tmp_path):
+    tiny_bert().bert.save_pretrained(tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
+    kept = {k: v for k, v in whole.items() if not k.startswith("pooler.")}
+    assert len(kept) < len(whole)
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert load_hf_teacher(str(tmp_path), task="embedding").config.hidden_size == 32
+    assert open_model(tmp_path).task == "embedding"
 
 
 @pytest.mark.parametrize(
