@@ -75,7 +75,8 @@ def run_batches(
 ) -> int:
     """Forward passes without gradients, in evaluation mode; returns how many.
 
-    `each` is called with every batch before it runs.
+    `each` is called with every batch before it runs, its `attention_mask` None where it has none:
+    whoever keeps the last one must not take it for the next batch's.
 
     Raises:
         BadInput: there was no batch.
@@ -84,7 +85,7 @@ def run_batches(
     with evaluating(model):
         for batch in batches:
             inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
-            each(batch)
+            each({"attention_mask": None, **batch})
             model(**inputs)
             count += 1
     if count == 0:

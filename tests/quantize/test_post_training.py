@@ -8,11 +8,12 @@ from transformers import BertConfig, BertModel
 
 from compress.errors import BadInput, UnsupportedModel
 from compress.quantize import QuantizeInput, prepare, set_enabled, start
+from compress.quantize.calibration import run_batches
 from compress.quantize.fusion import weight_quantizer
 from compress.quantize.smoothing import smoothing_factors
 from compress.transforms import Stage, attach_transform, trained_weight, weight_before
 from tests.export.fakes import FakeMask
-from tests.tiny import TinyData, tiny_llama
+from tests.tiny import TinyData, tiny_batch, tiny_llama
 
 TOKENS = TinyData(seed=5).tokens
 
@@ -203,3 +204,12 @@ def test_static_scales_see_no_padding(observer):
         }
     assert len(scales[0]) == 14 + 4
     assert scales[40] == pytest.approx(scales[0], rel=1e-3)
+
+
+def test_a_batch_without_a_mask_is_not_read_by_the_mask_before_it():
+    seen = []
+    tokens = tiny_batch()["input_ids"]
+    batches = [{"input_ids": tokens, "attention_mask": torch.ones_like(tokens)},
+               {"input_ids": tokens}]  # fmt: skip
+    assert run_batches(tiny_llama(), batches, lambda b: seen.append(b["attention_mask"])) == 2
+    assert seen[0] is not None and seen[1] is None
