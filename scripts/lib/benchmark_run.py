@@ -22,6 +22,7 @@ from compress.evaluate.workload import (
 from compress.scripts.lib.benchmark_tables import load_plot, print_run, size_of
 from compress.scripts.lib.facts import machine, reproduce
 from compress.scripts.lib.run_folder import write_json
+from compress.scripts.lib.secrets import masked, masked_text, masked_words
 
 
 def run(settings: dict[str, Any], words: list[str]) -> dict[str, Any]:
@@ -30,9 +31,9 @@ def run(settings: dict[str, Any], words: list[str]) -> dict[str, Any]:
     What fails before its first run leaves an `out` with runs as it is, and says so beside it.
     """
     result: dict[str, Any] = {
-        "schema": 1, "command": reproduce(words, "scripts/benchmark.py"), "machine": machine(),
-        "engine": settings["engine"], "status": "running", "settings": settings, "arms": {},
-        "runs": [],
+        "schema": 1, "command": reproduce(masked_words(words), "scripts/benchmark.py"),
+        "machine": machine(), "engine": settings["engine"], "status": "running",
+        "settings": masked(settings), "arms": {}, "runs": [],
     }  # fmt: skip
     try:
         if settings["engine"] == "server":
@@ -43,7 +44,8 @@ def run(settings: dict[str, Any], words: list[str]) -> dict[str, Any]:
             _run_arms(settings, result)
         result["status"] = "finished"
     except (CompressError, KeyboardInterrupt) as error:
-        result["status"], result["error"] = "failed", str(error) or type(error).__name__
+        result["status"] = "failed"
+        result["error"] = masked_text(str(error)) or type(error).__name__
         raise
     finally:
         _save(settings, result)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from compress.contract import Batch
 from compress.errors import BadInput
 from compress.scripts.lib import build, hosts, trainer
+from compress.scripts.lib.facts import reproduce
 from compress.scripts.lib.launch import rank_here, ranks_here
 from compress.scripts.lib.run_folder import (
     RunFolder,
@@ -20,6 +21,7 @@ from compress.scripts.lib.run_folder import (
     write_atomically,
     write_json,
 )
+from compress.scripts.lib.secrets import masked, masked_words
 from compress.teachers.cache_writer import write_cache
 from compress.teachers.deepspeed import DeepSpeedTeacher
 from compress.teachers.quality import teacher_loss
@@ -58,7 +60,8 @@ def _cache_teacher(config: DictConfig, words: list[str], run_dir: Path) -> dict[
         validation=lambda: _validation(teacher, data, config, device),
     )  # fmt: skip
     report = {
-        "schema": 1, "recipe": "cache_teacher", "status": "finished", "command": " ".join(words),
+        "schema": 1, "recipe": "cache_teacher", "status": "finished",
+        "command": reproduce(masked_words(words), "scripts/train.py"),
         "cache": {
             "path": str(path), "tokens": manifest.positions,
             "bytes_per_token": round(manifest.bytes_per_token, 2), "shards": len(manifest.shards),
@@ -119,7 +122,8 @@ def _validation(
 
 @rank_zero_only
 def _tell(config: DictConfig, report: Any, run_dir: Path, path: Path, manifest: Any) -> None:
-    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    asked = masked(OmegaConf.to_container(config, resolve=True))
+    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asked)))
     write_json(run_dir / "report.json", report)
     if config.verbose:
         each = manifest.bytes_per_token

@@ -23,6 +23,7 @@ from compress.plan.accelerators import Accelerator, accelerators
 from compress.scripts.lib.facts import reproduce
 from compress.scripts.lib.restore import Restored, restore_student
 from compress.scripts.lib.run_folder import read_report, write_json
+from compress.scripts.lib.secrets import masked_words
 from compress.scripts.lib.trainer import validation_batches
 
 DEPLOYED = (
@@ -94,15 +95,14 @@ def card_facts(
     told: dict[str, float | str | None] = {f"loss ({unit}), {k}": v for k, v in quality.items()}
     if settings["bundle"]:
         told |= measured(restored, batches=settings["quality_batches"], level=settings["level"])
+    command = reproduce(masked_words(words), "scripts/export.py")
     return CardFacts(
         name=settings["name"] or "",
         base_model=str(config.student.path or config.teacher.path or "embedded"),
         teacher=str(config.teacher.path or ""),
         data=str(restored.data.source),
         licence=settings["licence"] or "",
-        recipe="\n".join(
-            filter(None, [report.get("command"), reproduce(words, "scripts/export.py")])
-        ),
+        recipe="\n".join(filter(None, [report.get("command"), command])),
         quality=told,
         speed={f"{s.get('name', 'speed')}": str(s.get("ratio")) for s in report.get("speed", [])},
     )

@@ -148,7 +148,9 @@ def way_on(run_dir: Path) -> str:
 
 def _mark_failed(run_dir: Path, message: str) -> None:
     from compress.scripts.lib.run_folder import read_json, write_json
+    from compress.scripts.lib.secrets import masked_text
 
     report = read_json(run_dir / "report.json")
     if report is not None and report["status"] != "finished":
-        write_json(run_dir / "report.json", {**report, "status": "failed", "error": message})
+        failed = {"status": "failed", "error": masked_text(message)}
+        write_json(run_dir / "report.json", {**report, **failed})

@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.errors import BadInput
 from compress.scripts.lib.run_folder import read_json, write_json
+from compress.scripts.lib.secrets import masked_words
 
 NOTE = "sweep.json"
 TRIAL_NOTE = "trial.json"
@@ -66,7 +67,7 @@ def prepare_trial(place: Path, *, words: list[str], definition: str | None, know
     """
     from filelock import FileLock, Timeout
 
-    note = {"schema": 1, "definition": definition, "words": sorted(words)}
+    note = {"schema": 1, "definition": definition, "words": sorted(masked_words(words))}
     resume = False
     if place.exists():
         _refuse_other_words(place, note, known=known)

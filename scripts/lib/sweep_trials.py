@@ -14,6 +14,7 @@ from typing import Any
 
 from compress.errors import BadInput
 from compress.scripts.lib.report_data import finite, pick, read_metrics, read_report
+from compress.scripts.lib.secrets import masked_words
 from compress.scripts.lib.sweep_definition import Sweep
 from compress.scripts.lib.sweep_folder import prepare_trial
 from compress.scripts.lib.sweep_study import finished_trials, queue_next, suggest
@@ -103,7 +104,7 @@ def _begin(
         place, words=words, definition=study.user_attrs.get("definition"), known=bool(begun)
     )
     trial.set_user_attr("folder", name)  # last: the study knows no folder that was refused
-    trial.set_user_attr("words", words)
+    trial.set_user_attr("words", masked_words(words))
     words = [*words, f"run_dir={place}", *(["ckpt=last"] if resume else [])]
     with (folder / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(

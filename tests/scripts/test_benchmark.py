@@ -75,6 +75,14 @@ def test_a_start_that_measures_nothing_replaces_one_that_measured_nothing(tmp_pa
     assert not (tmp_path / "b.failed.json").exists()
 
 
+def test_what_is_written_holds_no_secret(tmp_path):
+    model, out = tmp_path / "sk-HIDDENHIDDEN", tmp_path / "b.json"
+    model.mkdir()
+    assert benchmark.main([f"model={model}", *QUICK, f"out={out}"]) == 2
+    assert "HIDDEN" not in out.read_text()
+    assert json.loads(out.read_text())["settings"]["new_tokens"] == [3, 3]
+
+
 def test_a_benchmark_of_nothing_is_refused(capsys):
     for words in (["requests=4"], ["url="], ["engine=server"]):
         assert benchmark.main(words) == 2

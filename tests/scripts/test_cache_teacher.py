@@ -20,7 +20,7 @@ def written(tmp_path_factory):
         runs = tmp_path_factory.mktemp("runs")
         status, report = small_run(
             runs / "cache", "recipe=cache_teacher", "cache.top_k=10", "cache.features=[model.norm]",
-            "cache.rows_per_shard=64",
+            "cache.rows_per_shard=64", "teacher.served.model=sk-HIDDENHIDDEN",
         )  # fmt: skip
         assert status == 0 and rank_here() == 0
         yield runs, report["cache"]
@@ -31,6 +31,15 @@ def test_the_cache_keeps_its_promise_of_size(written):
     assert cache["tokens"] > 1000
     assert cache["bytes_per_token"] <= 10 * 4 + 2
     assert cache["shards"] > 1 and cache["features"] == {"model.norm": 64}
+
+
+def test_what_is_written_beside_a_cache_holds_no_secret(written):
+    runs, _ = written
+    for name in ("config.yaml", "report.json"):
+        text = (runs / "cache" / name).read_text()
+        assert "HIDDEN" not in text and "***" in text
+    command = json.loads((runs / "cache" / "report.json").read_text())["command"]
+    assert command.startswith("python scripts/train.py ")
 
 
 def test_a_run_learns_from_the_cache_and_reports_the_teachers_loss(written):

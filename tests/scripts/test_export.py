@@ -98,6 +98,13 @@ def test_the_card_of_a_named_checkpoint_claims_none_of_the_runs_losses(trained, 
         assert ("loss (nats/token)" in (place / "README.md").read_text()) is told
 
 
+def test_the_card_holds_no_secret_of_the_command(trained, tmp_path):
+    words = [f"run_dir={trained[0]}", "target=transformers", "claim=sk-HIDDENHIDDEN"]
+    assert main([*words, f"path={tmp_path / 'out'}"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "HIDDEN" not in card and "claim=" in card
+
+
 def test_calibration_is_written_beside_and_the_engine_is_as_large_as_asked(trained, tmp_path):
     folder, _ = trained
     words = [f"run_dir={folder}", "target=tensorrt", "calibration=true", f"path={tmp_path / 'out'}"]

@@ -73,6 +73,14 @@ def test_the_rank_that_was_lost_first_is_named_with_the_way_on(tmp_path, capsys)
     assert report["status"] == "failed" and "rank 1 of 2" in report["error"]
 
 
+def test_what_a_lost_rank_said_stays_in_the_report_without_its_secrets(tmp_path):
+    (tmp_path / "report.json").write_text('{"status": "running"}')
+    lost = {1: failure(1, message="RuntimeError: lost {'password': 'HIDDEN'}")}
+    launch.told(lost, ranks=2, run_dir=tmp_path)
+    error = json.loads((tmp_path / "report.json").read_text())["error"]
+    assert "RuntimeError: lost" in error and "HIDDEN" not in error
+
+
 def test_a_rank_without_a_checkpoint_promises_none(tmp_path, capsys):
     launch.told({1: failure(1, message="RuntimeError: lost")}, ranks=2, run_dir=tmp_path)
     said = capsys.readouterr().err

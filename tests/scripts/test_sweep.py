@@ -295,6 +295,13 @@ def test_a_trial_goes_on_only_by_the_words_that_began_it(tmp_path):
         prepare_trial(place, words=["seed=1", "a=b"], definition="one", known=False)
 
 
+def test_a_trials_note_holds_no_secret_and_knows_its_words_again(tmp_path):
+    words, place = ["logger.api_key=HIDDEN", "seed=1"], tmp_path / "trial_000"
+    for _ in range(2):
+        prepare_trial(place, words=words, definition="one", known=False)
+    assert "HIDDEN" not in (place / "trial.json").read_text()
+
+
 def test_a_word_that_names_what_is_varied_is_refused(tmp_path, capsys, main):
     parameters = {"callbacks.qat.scheme": {"values": ["W8A8", "W4A16"]},
                   "student.layers": {"values": [2, 4]}, "pace": {"value": 1}}  # fmt: skip
