@@ -145,11 +145,13 @@ def table_of(words: list[str], settings: Settings) -> dict[str, Any]:
             "onnxruntime-cached, as vLLM, writes 32 tokens from its key-value cache.",
             "In onnxruntime inputs have one calibrated scale and embeddings are int8 by rows, not "
             "trained further; in vLLM inputs have a scale a token, as trained.",
-            "Students train on from their original's layers. The encoder's original has learnt its "
-            "rows by heart; the decoder's, after 1,100 steps of 2,048 tokens, would still improve "
-            "with more training: a longer trained one would be harder to keep up with.",
+            "Students train on from their original's layers: quality above 1 says that the original"
+            " had more to learn, not that compression improves a model. The decoder's, after 1,100 "
+            "steps of 2,048 tokens, would still improve with more training. The encoder's six "
+            "layers, trained from nothing on 6,884 rows, do worse than two of them that are "
+            "trained on by labels alone, dense (accuracy 0.789).",
             *(f"{name}'s original: python scripts/train.py {' '.join(ORIGINALS[name])}"
-              for name in settings.models.split(",")),
+              for name in settings.models.split(",") if name in ORIGINALS),
             *(f"{name}: python scripts/train.py {' '.join(RUNS[name])}"
               for name in settings.models.split(",")),
         ],

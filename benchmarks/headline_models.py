@@ -24,34 +24,29 @@ from compress.scripts.lib.restore import Restored, restore_student
 from compress.transforms import plain_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
-VALIDATED = ["trainer.validate_every=100", "trainer.validation_batches=16"]
-BY_LABELS = ["student=same", "training.label_weight=1", "target=transformers"]
 ORIGINALS = {
     "decoder": [
         "recipe=distill_qat", "~callbacks.qat", "~callbacks.logits", "trainer.max_steps=400",
-        *BY_LABELS,
-    ],
-    "encoder": [
-        "recipe=distill_encoder", "teacher.layers=6", "teacher.hidden=384",
-        "teacher.max_steps=1000", "teacher.learning_rate=1e-4", "teacher.warmup_steps=100",
-        "~callbacks.qat", "~callbacks.logits", "~callbacks.features", "trainer.max_steps=500",
-        *VALIDATED, *BY_LABELS,
+        "student=same", "training.label_weight=1", "target=transformers",
     ],
 }  # fmt: skip
-"""Model -> words of `scripts/train.py` for what is compressed: embedded teachers, trained on."""
+"""Model -> words of `scripts/train.py` for what is compressed, where that is trained on."""
 RUNS = {
     "decoder": [
         "recipe=distill_qat", "teacher=hf", "student.layers=2", "trainer.max_steps=2000",
         "trainer.checkpoint_every=200", "trainer.validate_every=200", "target=vllm",
     ],
     "encoder": [
-        "recipe=distill_encoder", "teacher=hf", "student.layers=2", "trainer.max_steps=1000",
-        "+callbacks@callbacks.pruning=pruning", "callbacks.pruning.ffn_density=0.125",
-        "callbacks.pruning.round_to=64", *VALIDATED, "target=vllm",
+        "recipe=distill_encoder", "teacher.layers=6", "teacher.hidden=384",
+        "teacher.max_steps=1000", "teacher.learning_rate=1e-4", "teacher.warmup_steps=100",
+        "student.layers=2", "+callbacks@callbacks.pruning=pruning",
+        "callbacks.pruning.ffn_density=0.125", "callbacks.pruning.round_to=64",
+        "trainer.max_steps=500", "trainer.validate_every=100",
+        "trainer.validation_batches=16", "target=vllm",
     ],
 }  # fmt: skip
 """Model -> words for its student."""
-FOLDERS = {"decoder": "decoder-2-2000", "encoder": "encoder-2-eighth-1000"}
+FOLDERS = {"decoder": "decoder-2-2000", "encoder": "encoder-2-eighth-500"}
 EXCLUDED = {"decoder": None, "encoder": "*classifier,*pooler*"}
 TARGETS = {"vllm": "vllm", "onnxruntime": "tensorrt", "onnxruntime-cached": "tensorrt"}
 DTYPES = {"vllm": "bfloat16", "onnxruntime": "float32", "onnxruntime-cached": "float32"}
@@ -96,7 +91,9 @@ def trained(name: str) -> Restored:
 
 
 def words_of(name: str) -> list[str]:
-    """What `scripts/train.py` is told; the original is trained where it is missing."""
+    """What `scripts/train.py` is told; an original of its own is trained where it is missing."""
+    if name not in ORIGINALS:
+        return RUNS[name]
     folder = cache() / f"{name}-original"
     run(folder, ORIGINALS[name])
     return [*RUNS[name], f"teacher.path={folder / 'export' / 'transformers'}"]

@@ -127,6 +127,13 @@ def _together_problems(config: Any) -> Iterator[str]:
             f"data.validation_share={shares[0]} and data.test_share={shares[1]} leave no train "
             "part: try 0.05 and 0.05"
         )
+    kind, cut = config.student.kind, config.student.get("layers")
+    if kind in ("same", "hf") and cut is not None:
+        # a recipe that halves the depth says so after the student was chosen
+        yield (
+            f"student={kind} is a whole model, but the recipe (or you) set student.layers={cut}: "
+            "add student.layers=null, or cut a teacher with student=from_teacher"
+        )
     if config.teacher.kind == "embedded":
         hidden, layers = config.teacher.hidden, config.student.get("layers")
         if not isinstance(hidden, int) or hidden < 64 or hidden % 64:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import BadInput, did_you_mean
+from compress.scripts.lib.targets import ONLY_BY_COMMAND_LINE
 
 KEYS = ("program", "method", "metric", "parameters", "early_terminate", "command", "name",
         "project", "description", "run_cap")  # fmt: skip
@@ -123,6 +124,10 @@ def _problems(raw: Mapping[str, Any]) -> Any:
             yield f"{key} is missing"
     if raw.get("method") not in (None, "grid", "random", "bayes"):
         yield f"method: {raw['method']} is unknown; use grid, random or bayes"
+    for key in raw.get("parameters") or {}:
+        # a trial's command line would say it, where nobody typed it
+        if str(key).lstrip("+~").rpartition(".")[2] in ONLY_BY_COMMAND_LINE:
+            yield f"parameters.{key} counts on the command line alone: give it to sweep.py"
     metric = raw.get("metric")
     if metric and not (isinstance(metric, dict) and metric.get("name")):
         yield "metric: a name is missing, such as {name: val/loss, goal: minimize}"

@@ -50,6 +50,8 @@ WRONG = {
     "=3": "no setting ''",
     "teacher=hf": "teacher.path must be given",
     "student=hf student.path=/no/where": "no such folder",
+    "recipe=distill_encoder student=same": "student.layers=null",
+    "student=same student.layers=1": "is a whole model",
     "data=text data.path=[]": "empty",
     "data=text data.path=/no/where": "no such file",
     "ckpt=last run_dir=/no/where": "no run at",

@@ -363,6 +363,8 @@ def test_a_database_keeps_the_search_too(tmp_path):
     ({"run_cap": "few"}, "run_cap: few"),
     ({"comand": []}, "Did you mean 'command'?"),
     ({"command": ["python", "x"]}, "key=value"),
+    ({"parameters": {"teacher.served.api_key_env": {"value": "X"}}}, "on the command line alone"),
+    ({"parameters": {"allow_modules": {"values": ["[os]"]}}}, "on the command line alone"),
 ])  # fmt: skip
 def test_a_definition_that_cannot_run_says_why(tmp_path, changes, said):
     with pytest.raises(BadInput, match=said):

@@ -77,7 +77,7 @@ def test_a_tokenizer_that_the_data_brings_is_compared_too(models, monkeypatch):
     monkeypatch.setattr(build, "import_data", lambda *_: lambda *, tokenizer, cache_dir: data)
     for name in ("like", "other"):
         config = config_of(first={"teacher": models[name]})
-        config.update({"data": {"_target_": "x"}, "allow_modules": []})
+        config.update({"data": {"_target_": "x"}, "allow_modules": [], "task": "causal_lm"})
         assert build.build_tokenizer(config) is None
         if name == "like":
             assert build.build_data(config, None) is data
