@@ -252,7 +252,7 @@ def test_a_checkpoint_of_another_student_is_told(trained, tmp_path, capsys):
     folder = copied(trained[0], tmp_path / "run")
     file = folder / "config.yaml"
     config = yaml.safe_load(file.read_text())
-    config["student"]["layers"] = 2
+    config["student"]["layers"] = 1
     file.write_text(yaml.safe_dump(config))
     assert main([f"run_dir={folder}", "target=transformers"]) == 2
     assert "of another student than these settings build" in capsys.readouterr().err
