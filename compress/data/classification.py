@@ -7,13 +7,13 @@ from typing import Any
 
 from datasets import Value
 
+from compress.classes import check_count, names_in_data
 from compress.data.pieces import stable_key
 from compress.data.prepare import Rows, Settings, Source, prepare
 from compress.data.read_files import content_of, text_in
 from compress.data.text_data import TextData
 from compress.data.text_files import Paths, describe, each_row, training_files
 from compress.errors import BadInput, did_you_mean
-from compress.evaluate.classes import check_count, names_in_data
 
 
 def classification(

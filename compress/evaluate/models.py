@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.classes import class_names
 from compress.contract import Batch, Head, Trace
 from compress.errors import BadInput
-from compress.evaluate.classes import class_names
 from compress.evaluate.engines import Engine, EngineSettings, load_engine
 from compress.export.pt2 import PROGRAM_FILE
 from compress.export.reload import quiet

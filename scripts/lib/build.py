@@ -16,14 +16,14 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from compress.checkpoint_student import student_from_checkpoint
-from compress.errors import BadInput, UnsupportedModel
-from compress.evaluate.classes import (
+from compress.classes import (
     are_numbers,
     are_placeholders,
     check_numbers,
     class_names,
     shared_names,
 )
+from compress.errors import BadInput, UnsupportedModel
 from compress.evaluate.models import classes_of, config_at
 from compress.models import config_of
 from compress.scripts.lib.embedded import embedded_model

@@ -11,8 +11,8 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
+from compress.classes import class_names, shared_names
 from compress.errors import BadInput
-from compress.evaluate.classes import class_names, shared_names
 from compress.evaluate.classify import (
     Accuracy,
     Question,

@@ -19,7 +19,8 @@ from compress.callbacks import (
     StructuredPruning,
 )
 from compress.errors import BadInput
-from compress.integrations.transformers import EXTRAS, CompressionTrainer
+from compress.integrations.transformers import CompressionTrainer
+from compress.integrations.views import EXTRAS
 from compress.module import CompressionModule
 from compress.teachers.local import LocalTeacher
 from compress.transforms import transformed_layers

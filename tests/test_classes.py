@@ -2,8 +2,8 @@
 
 import pytest
 
+from compress.classes import check_numbers, class_names, names_in_data, shared_names
 from compress.errors import BadInput
-from compress.evaluate.classes import check_numbers, class_names, names_in_data, shared_names
 
 MOODS = ("positive", "negative")
 MADE_UP = ("LABEL_0", "LABEL_1")
